@@ -22,6 +22,7 @@ from pantomim.checkpoint import WEIGHTS, Checkpoint, kept_checkpoints
 from pantomim.config import from_dict, of_today
 from pantomim.core.batch import Batch
 from pantomim.core.frozen import frozen
+from pantomim.core.modes import initial_weights_unused
 from pantomim.core.reading import as_kind, read_json
 from pantomim.data.dataset import Dataset
 from pantomim.data.pictures import to_picture
@@ -68,14 +69,13 @@ class Guidance(PictureAnalysis):
             )
         advice = "Run the command of its training again, which mends it."
         total = as_kind(read_json(run / "finished.json", dict[str, Any], advice).get("steps"), int)
-        with torch.random.fork_rng(devices=[]):  # initial weights are drawn here only to be overwritten
+        with initial_weights_unused():
             method = config.method.build(total).eval()
         if different := other_parts(frozen_hashes(method), kept[-1].frozen):
             raise ValueError(f"{run} must be looked at with the teacher of its training; got another {different}.")
         check_scale(method, dataset)
-        images, items = read_images(
-            dataset, method.encoder.image_size, choose(dataset, self.count or self.usual, self.seed)
-        )
+        chosen = choose(dataset, self.count or self.usual, self.seed)
+        images, items = read_images(dataset, method.encoder.image_size, chosen, config.data.crop.interpolation)
         shown = to_picture(images.numpy(), images.numpy(), dataset.scale)
         rows, facts = zip(*_look(method, images, shown, kept, total, self.seed), strict=True)
         caption = (

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from pantomim.config import MaskConfig, Pretrain, from_yaml
+from pantomim.core.modes import initial_weights_unused
 from pantomim.data.dataset import Dataset
 from pantomim.data.layout import part_names
 from pantomim.data.masks import read_masked
@@ -38,7 +39,7 @@ def load_run(run: str | Path, kind: str | None = None) -> Any:
         raise ValueError(f"inspect.runs must be runs of {asked}; got {run}, a run of {config.kind}. Name another.")
     config.guide.check_kept(run)
     encoder = load_encoder_folder(run)
-    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
+    with initial_weights_unused():
         method: Any = config.build()
     if isinstance(config, MAEConfig):
         method.encoder, method.decoder = encoder, load_decoder(run)

@@ -1,9 +1,10 @@
-"""Training and evaluation mode of modules."""
+"""Modules in evaluation mode, and modules whose initial weights nobody will see."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Self
 
+import torch
 from torch import nn
 
 
@@ -16,6 +17,11 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         yield
     finally:
         module.train(before)
+
+
+def initial_weights_unused() -> AbstractContextManager[None]:
+    """Build modules within: their initial weights are overwritten, so they may not change anybody's draws."""
+    return torch.random.fork_rng(devices=[])
 
 
 class Evaluated(nn.Module):

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pantomim.core.modes import initial_weights_unused
 from pantomim.formats import layout
 from pantomim.formats.layout import IMAGENET_MEAN, IMAGENET_STD, ForeignFile, Format, Found, Given
 from pantomim.formats.mae import HEAD_PARTS, HEADS, official_name
@@ -91,7 +92,7 @@ def read_tables(
         raise file.refused(f"other rows of relative positions than BEiT's under {', '.join(wrong)}")
     extra = {name: tensor for name, tensor in file.weights.items() if name.partition(".")[0] in PRETRAINING}
     network = file.without({*left_out, *extra})
-    with layout.initial_weights_unused():
+    with initial_weights_unused():
         encoder = config.build()
     if has_head:
         classifier = network.classifier(encoder, learn_positions=position == "learned")

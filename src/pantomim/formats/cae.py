@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from pantomim.core.modes import initial_weights_unused
 from pantomim.formats.beit import BIAS, CAE_CLASSIFIER, read_tables, scale_for
-from pantomim.formats.layout import ForeignFile, Format, Found, Given, initial_weights_unused
+from pantomim.formats.layout import ForeignFile, Format, Found, Given
 from pantomim.formats.mae import official_name as beit_name
 from pantomim.nn.decoder import LatentDecoder, LatentDecoderConfig
 from pantomim.nn.init import Initialisation

@@ -12,8 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from pantomim.core.modes import initial_weights_unused
 from pantomim.formats.files import load_exactly
-from pantomim.formats.layout import initial_weights_unused
 from pantomim.formats.native import exact_ratio
 from pantomim.formats.reader import read_weights
 from pantomim.formats.timm import TimmEncoder

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from pantomim.core.modes import initial_weights_unused
 from pantomim.formats.files import key_report
 from pantomim.formats.native import exact_ratio
 from pantomim.nn.decoder import MAEDecoder
@@ -220,8 +221,3 @@ def first_names(weights: Mapping[str, Tensor]) -> str:
     """How many tensors there are, and what the first are called."""
     more = f" and {len(weights) - NAMED} more" if len(weights) > NAMED else ""
     return f"{len(weights)} tensors: {', '.join(sorted(weights)[:NAMED])}{more}"
-
-
-def initial_weights_unused() -> Any:
-    """Build modules within: their initial weights are overwritten, so they may not change anybody's draws."""
-    return torch.random.fork_rng(devices=[])

@@ -4,7 +4,8 @@ from collections.abc import Mapping, Set
 
 from torch import Tensor
 
-from pantomim.formats.layout import ForeignFile, Format, Found, Given, initial_weights_unused
+from pantomim.core.modes import initial_weights_unused
+from pantomim.formats.layout import ForeignFile, Format, Found, Given
 from pantomim.nn.decoder import DecoderConfig
 from pantomim.nn.vit import ENCODER_SIZES
 

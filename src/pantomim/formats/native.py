@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from pantomim.core.files import replace_file
 from pantomim.core.foreign import reason
+from pantomim.core.modes import initial_weights_unused
 from pantomim.core.reading import as_kind, read_json
 from pantomim.core.scales import Scale
 from pantomim.formats.files import check_finite, hash_weights, load_exactly
@@ -216,8 +217,8 @@ def fill_pair(folder: str | Path, name: str, build: Callable[[dict[str, Any]], M
     about = read_description(folder, name)
 
     def built(device: str) -> Module:
-        try:  # initial weights are overwritten; nobody else's draws may change
-            with torch.random.fork_rng(devices=[]), torch.device(device):
+        try:
+            with initial_weights_unused(), torch.device(device):
                 module = build(about)
             if about.get("scale"):
                 owner: Any = getattr(module, "encoder", module)

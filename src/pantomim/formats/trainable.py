@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pantomim.core.modes import initial_weights_unused
 from pantomim.formats.files import key_report
-from pantomim.formats.layout import initial_weights_unused
 from pantomim.formats.native import exact_ratio
 from pantomim.nn.attention import AttentionBias
 from pantomim.nn.mlp import Activation, MlpConfig
@@ -103,7 +103,7 @@ def renamed(weights: Mapping[str, Tensor], names: tuple[tuple[str, str], ...]) -
 def half_apart(weights: dict[str, Tensor], heads: int) -> dict[str, Tensor]:
     """Queries and keys whose rotated points were neighbouring channels, with their coordinates half a head apart."""
 
-    def reordered(rows: Tensor) -> Tensor:
+    def reordered(rows: Tensor, heads: int = heads) -> Tensor:
         return rows.unflatten(0, (heads, -1, 2)).transpose(1, 2).flatten(0, 2)
 
     found = dict(weights)
@@ -113,6 +113,8 @@ def half_apart(weights: dict[str, Tensor], heads: int) -> dict[str, Tensor]:
             found[name] = torch.cat([reordered(query), reordered(key), value])
         elif re.search(r"attn\.(q_bias|[qk]_proj\.(weight|bias))$", name):
             found[name] = reordered(tensor)
+        elif re.search(r"attn\.[qk]_norm\.(weight|bias)$", name):  # which all heads share
+            found[name] = reordered(tensor, 1)
     return found
 
 
@@ -267,7 +269,9 @@ def _config(weights: Mapping[str, Tensor], untold: Untold, eps: float, activatio
         resampling=untold.resampling,
         attention_bias="qv" if "blocks.0.attn.q_bias" in weights else bias,
         mlp=MlpConfig(activation, gated, "blocks.0.mlp.norm.weight" in weights),
-        norms=Norms(eps, first="norm_pre.weight" in weights, final="norm.weight" in weights),
+        norms=Norms(
+            eps, "norm_pre.weight" in weights, "norm.weight" in weights, "blocks.0.attn.q_norm.weight" in weights
+        ),
         layer_scale=None if gamma is None else untold.layer_scale,
         mean=untold.mean,
         std=untold.std,

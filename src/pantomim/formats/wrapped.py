@@ -1,6 +1,7 @@
 """Networks of other libraries behind an encoder's interface; they run on whole images only."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, Self
 
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 
 from pantomim.core.scales import BYTES, Scale
 from pantomim.nn.resize import adapted_encoder
-from pantomim.nn.tokens import AnyImages, channel_values, normalised
-from pantomim.nn.vit import Encoder, Features, Interpolation
+from pantomim.nn.tokens import AnyImages, as_map, channel_values, normalised
+from pantomim.nn.vit import Encoder, Features, Interpolation, block_numbers
 
 End = Literal["block", "norm", "projection"]
 Query = Literal["class", "mean"]
@@ -127,6 +128,28 @@ class WrappedEncoder(nn.Module, ABC):
             )
         tokens = self.norm(self.last_blocks(images).tokens[-1])
         return Features(tokens[:, : self.num_prefix], tokens[:, self.num_prefix :])
+
+    def forward_intermediates(
+        self,
+        images: AnyImages,
+        indices: int | Sequence[int] | None = None,
+        return_prefix_tokens: bool = False,
+        norm: bool = False,
+        stop_early: bool = False,
+        output_fmt: Literal["NCHW", "NLC"] = "NCHW",
+        intermediates_only: bool = False,
+    ) -> Any:
+        """As `Encoder.forward_intermediates`; of a network without known blocks, its output is that of the only one."""
+        chosen, found = block_numbers(indices, self.num_blocks), list[Any]()
+        outputs = self.last_blocks(images, self.num_blocks - min(chosen)).tokens
+        for number in sorted(chosen):
+            tokens = outputs[number - min(chosen)]
+            tokens = self.norm(tokens) if norm else tokens
+            prefix, patches = tokens[:, : self.num_prefix], tokens[:, self.num_prefix :]
+            patches = as_map(patches, self.grid) if output_fmt == "NCHW" else patches
+            found.append((patches, prefix) if return_prefix_tokens and self.num_prefix else patches)
+        end = outputs[max(chosen) - min(chosen)] if stop_early else outputs[-1]
+        return found if intermediates_only else (self.norm(end), found)
 
     def _blank(self) -> Float[Tensor, "1 C H W"]:
         """One image of zeros, to read sizes of outputs from."""

@@ -93,16 +93,26 @@ class Attention(nn.Module):
     """Self-attention; the attention weights are computed only when they are asked for. Names as in timm and BEiT.
 
     Keys have no `bias` with "qv" (BEiT's and CAE's), nor have queries and values with "none"; `relative_rows` are those
-    of the block's own table of relative positions, which it has if there are any.
+    of the block's own table of relative positions, which it has if there are any. With `qk_norm`, an eps, each head's
+    queries and keys are normed before they are turned (ViT-22B, arXiv:2302.05442).
     """
 
-    def __init__(self, width: int, heads: int, bias: AttentionBias = "qkv", relative_rows: int = 0) -> None:
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        bias: AttentionBias = "qkv",
+        relative_rows: int = 0,
+        qk_norm: float | None = None,
+    ) -> None:
         super().__init__()
         self.heads = check_heads(self, width, heads)
         self.qkv = nn.Linear(width, 3 * width, bias=bias == "qkv")
         self.q_bias = nn.Parameter(torch.zeros(width)) if bias == "qv" else None
         self.v_bias = nn.Parameter(torch.zeros(width)) if bias == "qv" else None
         self.relative_position_bias_table = nn.Parameter(torch.zeros(relative_rows, heads)) if relative_rows else None
+        norms = [nn.Identity() if qk_norm is None else nn.LayerNorm(width // heads, eps=qk_norm) for _ in "qk"]
+        self.q_norm, self.k_norm = norms
         self.proj = nn.Linear(width, width)
 
     def forward(
@@ -115,6 +125,7 @@ class Attention(nn.Module):
         """Output for all tokens, or `only` for some, which read all; and, if asked for, the attention."""
         queries = None if only is None else take(tokens, only)
         query, key, value = (split_heads(part, self.heads) for part in self._project(tokens, queries))
+        query, key = self.q_norm(query).to(value.dtype), self.k_norm(key).to(value.dtype)
         if places.rope is not None:
             turn = places.rope if only is None else _rows(places.rope, only)
             query, key = rotate(query, turn), rotate(key, places.rope)
@@ -134,6 +145,7 @@ class Attention(nn.Module):
         width = tokens.shape[-1]
         query = split_heads(self._linear(tokens[:, rows], slice(0, width)), self.heads)
         key = split_heads(self._linear(tokens, slice(width, 2 * width)), self.heads)
+        query, key = self.q_norm(query), self.k_norm(key)
         if places.rope is not None:
             query, key = rotate(query, places.rope[:, rows]), rotate(key, places.rope)
         bias = None if places.bias is None else places.bias[:, :, rows]

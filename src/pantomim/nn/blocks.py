@@ -136,10 +136,11 @@ class Block(StreamBlock):
         relative_rows: int = 0,
         mlp: MlpConfig = PLAIN_MLP,
         norm_eps: float = NORM_EPS,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         self.norm1 = nn.LayerNorm(width, eps=norm_eps)
-        self.attn = Attention(width, heads, bias, relative_rows)
+        self.attn = Attention(width, heads, bias, relative_rows, norm_eps if qk_norm else None)
         self.norm2 = nn.LayerNorm(width, eps=norm_eps)
         self.mlp = Mlp(width, int(width * mlp_ratio), mlp, norm_eps)
         self.gamma_1, self.gamma_2 = new_scale(width, layer_scale), new_scale(width, layer_scale)

@@ -8,13 +8,14 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from pantomim.core.modes import initial_weights_unused
 from pantomim.nn.relative import CLASS_ROWS
 from pantomim.nn.vit import Encoder, EncoderConfig
 
 
 def adapted_encoder(encoder: Encoder, to: EncoderConfig) -> Encoder:
     """An encoder for images of another size, or which it standardises otherwise; in evaluation mode."""
-    with torch.random.fork_rng(devices=[]):  # what is drawn here is overwritten; nobody else's draws may change
+    with initial_weights_unused():
         adapted = to.build().to(next(encoder.parameters()))
     adapted.load_state_dict(adapt_encoder_weights(encoder.state_dict(), encoder.config, to)[0])
     adapted.scale = encoder.scale

@@ -49,11 +49,13 @@ class Norms:
         eps: Added to the variance, in all of them.
         first: A norm of the tokens before the first block, as in CLIP.
         final: A norm of the tokens after the last block.
+        qk: A norm of each head's queries, and one of its keys (QK-norm).
     """
 
     eps: Positive = NORM_EPS
     first: bool = False
     final: bool = True
+    qk: bool = False
 
 
 @frozen
@@ -132,6 +134,15 @@ class EncoderConfig:
         return Encoder(self)
 
 
+def block_numbers(indices: int | Sequence[int] | None, depth: int) -> set[int]:
+    """The blocks that `forward_intermediates` is asked for, from 0 on."""
+    if isinstance(indices, int):
+        if not 1 <= indices <= depth:
+            raise ValueError(f"indices must be from 1 to the {depth} blocks; got {indices}. Ask for fewer.")
+        indices = range(depth - indices, depth)
+    return {range(depth)[index] for index in (range(depth) if indices is None else indices)}
+
+
 class Encoder(nn.Module):
     """Vision transformer on images and the ids of the patches to keep; parameter names as in timm.
 
@@ -186,6 +197,7 @@ class Encoder(nn.Module):
                 relative_rows=rows if config.relative_position == "blocks" else 0,
                 mlp=config.mlp,
                 norm_eps=eps,
+                qk_norm=norms.qk,
             )
             for rate in drop_path_rates(config.drop_path, self.depth)
         )
@@ -249,13 +261,8 @@ class Encoder(nn.Module):
         With prefix tokens each output is a pair (patches, prefix). `norm` also normalises the outputs. By `stop_early`
         the end is the last block that is asked for.
         """
-        every = range(self.depth)
-        if isinstance(indices, int):
-            if not 1 <= indices <= self.depth:
-                raise ValueError(f"indices must be from 1 to the {self.depth} blocks; got {indices}. Ask for fewer.")
-            indices = range(self.depth - indices, self.depth)
-        chosen = [every[index] for index in (every if indices is None else indices)]
-        blocks = range(max(chosen) + 1) if stop_early else every
+        chosen = block_numbers(indices, self.depth)
+        blocks = range(max(chosen) + 1) if stop_early else range(self.depth)
         last, found = None, list[Any]()
         for number, last in zip(blocks, self.each_block(images), strict=False):
             if number in chosen:

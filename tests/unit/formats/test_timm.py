@@ -1,3 +1,4 @@
+import itertools
 import pickle
 from argparse import Namespace
 
@@ -114,6 +115,32 @@ def test_channels_last_maps():
         features = encoder(images)
     assert torch.equal(features.patches.view(1, 7, 7, -1), cells)
     assert features.prefix.shape == (1, 0, 768)
+
+
+@pytest.mark.parametrize(("indices", "stop_early"), [(None, False), (2, False), ([0, -2], True), ([1], True)])
+def test_intermediates_of_a_wrapped_model_are_timms_own(indices, stop_early):
+    model = tiny_vit(init_values=1.0, depth=4, reg_tokens=2)
+    encoder, images = as_encoder(model, "tiny"), torch.rand(2, 3, 32, 32)
+    given = encoder.standardised(images)
+    for norm, shape in itertools.product((False, True), ("NCHW", "NLC")):
+        asked = {"indices": indices, "norm": norm, "output_fmt": shape, "stop_early": stop_early}
+        with torch.no_grad():
+            ours, theirs = (
+                each(seen, **asked, return_prefix_tokens=True)
+                for each, seen in ((encoder.forward_intermediates, images), (model.forward_intermediates, given))
+            )
+            alone = encoder.forward_intermediates(images, **asked, intermediates_only=True)
+        torch.testing.assert_close(ours[0], theirs[0])
+        torch.testing.assert_close(ours[1], [tuple(pair) for pair in theirs[1]])
+        torch.testing.assert_close(alone, [patches for patches, _ in theirs[1]])
+
+
+def test_intermediates_of_a_model_without_blocks_are_its_output():
+    encoder, images = load_timm("test_resnet", pretrained=False), torch.rand(1, 3, 160, 160)
+    tokens, (cells,) = encoder.forward_intermediates(images)
+    assert torch.equal(cells.flatten(2).mT, tokens)
+    with pytest.raises(ValueError, match="indices must be from 1 to the 1 blocks; got 2"):
+        encoder.forward_intermediates(images, 2)
 
 
 def test_wrapped_models_refuse_parts_of_images():

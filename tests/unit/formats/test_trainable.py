@@ -49,6 +49,8 @@ TIMM = {  # patch size, and what the name does not say
     "vit_small_patch16_dinov3_qkvb": (16, {}),
     "vit_small_plus_patch16_dinov3": (16, {}),
     "vit_tiny_patch16_224": (16, {"qkv_bias": False}),
+    "vit_small_patch16_224": (16, {"qk_norm": True}),
+    "eva02_small_patch14_224": (14, {"qk_norm": True}),
 }
 HF = {
     "ViT": {},
@@ -64,7 +66,7 @@ HF = {
     "Beit, absolute": {"use_absolute_position_embeddings": True},
 }
 UNLIKE = {  # what is in the way
-    "vit_tiny_patch16_224": ({"qk_norm": True}, r"unexpected: blocks\.0\.attn\.k_norm\.bias"),
+    "vit_tiny_patch16_224": ({"norm_layer": "rmsnorm"}, "layer norms of eps none"),
     "eva02_base_patch16_clip_224": ({}, r"unexpected: blocks\.0\.attn\.norm\.bias"),
     "vit_pe_core_tiny_patch16_384": ({}, "rotary positions of another kind"),
     "convnext_atto": ({"depths": (1, 1, 1, 1)}, r"got ConvNeXt, .*no patch_embed\.proj\.weight"),

@@ -49,8 +49,9 @@ def test_the_bias_is_added_before_the_softmax() -> None:
     torch.testing.assert_close(attention(tokens, places=Places(bias))[0], mixed)
 
 
-def test_the_attention_alone_is_that_of_the_call() -> None:
-    attention = Attention(8, 2, bias="qv", relative_rows=4).double()
+@pytest.mark.parametrize("qk_norm", [None, 1e-6])
+def test_the_attention_alone_is_that_of_the_call(qk_norm: float | None) -> None:
+    attention = Attention(8, 2, bias="qv", relative_rows=4, qk_norm=qk_norm).double()
     for parameter in attention.parameters():
         torch.nn.init.normal_(parameter)
     tokens, index = torch.rand(3, 2, 8, dtype=torch.float64), torch.tensor([[[0, 1], [2, 3]]])

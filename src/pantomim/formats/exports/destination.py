@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pantomim.core.foreign import reason
+from pantomim.core.modes import initial_weights_unused
 from pantomim.formats.exports.network import Network, Outputs
-from pantomim.formats.layout import initial_weights_unused
 from pantomim.formats.native import SEGMENTER
 from pantomim.formats.trainable import Naming, fill_as
 from pantomim.nn.vit import Encoder

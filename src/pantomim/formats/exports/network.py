@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from pantomim.core.modes import initial_weights_unused
 from pantomim.core.reading import read_yaml
 from pantomim.data.dataset import Dataset, evenly_spaced
 from pantomim.data.masks import read_masked
@@ -20,7 +21,6 @@ from pantomim.data.sources import open_source, open_split, read_contents
 from pantomim.data.stats import check_scale
 from pantomim.data.stream import evaluation_batches
 from pantomim.formats import native
-from pantomim.formats.layout import initial_weights_unused
 from pantomim.formats.native import CLASSIFIER, ENCODER, SEGMENTER, read_description
 from pantomim.formats.transform import Transform
 from pantomim.formats.wrapped import WrappedEncoder, check_cells, resized_encoder
