@@ -34,5 +34,3 @@ def export(
     from pantomim.formats.exports import export as write
 
     say(str(write(run, to, out, image_size=image_size, images=images, push=push)))
-    if push is not None:
-        say(f"\nUploaded to https://huggingface.co/{push}, for you alone to see.")

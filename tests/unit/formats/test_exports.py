@@ -6,7 +6,9 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import timm
 import torch
+from huggingface_hub import RepoUrl
 from PIL import Image
 from tiny import BEIT_ENCODER, CAE_ENCODER, ENCODER, MOCO_ENCODER, tiny_images
 
@@ -49,6 +51,8 @@ NETWORKS = {
         "VisionTransformer",
         "CLIPVisionModel",
     ),
+    "norms of queries and keys": (replace(LEARNED, norms=Norms(qk=True)), "VisionTransformer", None),
+    "EVA-02, norms of queries and keys": (replace(EVA, norms=Norms(qk=True)), "Eva", None),
     "gated": (replace(LEARNED, mlp=GATED), "VisionTransformer", None),
     "no final norm": (replace(BEIT_ENCODER, norms=Norms(final=False)), "Beit", "BeitModel"),
     "rope, bias of keys": (replace(ROPE, attention_bias="qkv", norms=Norms()), None, "DINOv3ViTModel"),
@@ -225,6 +229,11 @@ def test_few_images_that_must_be_resized_are_tried_too(run, tmp_path, side):
 def test_a_network_of_a_given_scale_is_tried_on_named_images(run, tmp_path):
     save_encoder(run, ENCODER.build(), scale={"rule": "given: 200 becomes 1", "divisor": 200.0}, recipe="tiny")
     assert "on 12 images" in str(export(run, "timm", images=str(tmp_path / "images.npz")))
+    about = json.loads((run / "export" / "timm" / "config.json").read_text())["pretrained_cfg"]
+    transform = timm.data.create_transform(**timm.data.resolve_data_config(pretrained_cfg=about))
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8))
+    expected = (pantomim.load(run).transform(picture)[0] - 0.5) / 0.3
+    torch.testing.assert_close(transform(picture), expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -265,15 +274,20 @@ def test_a_push_makes_a_private_repository(run, monkeypatch):
     class Hub:
         def create_repo(self, name, private):
             calls.append((name, private))
+            return RepoUrl(f"https://huggingface.co/me/{name.removeprefix('me/')}")
 
         def upload_folder(self, folder_path, repo_id):
             calls.append((folder_path, repo_id))
-            raise OSError("no network")
+            if folder_path.name == "timm":
+                raise OSError("no network")
 
     monkeypatch.setattr("huggingface_hub.HfApi", Hub)
     with pytest.raises(ConnectionError, match=r"got me/mine: no network\. The export is whole in"):
         export(run, "timm", push="me/mine")
     assert calls == [("me/mine", True), (run / "export" / "timm", "me/mine")]
+    found = export(run, "timm", run.parent / "out", push="mine")  # the hub adds whose it is
+    assert calls[2:] == [("mine", True), (run.parent / "out", "me/mine")]
+    assert str(found).endswith("Uploaded to https://huggingface.co/me/mine, for you alone to see.")
 
 
 @pytest.mark.parametrize("kind", ["classifier", "segmenter"])

@@ -1,6 +1,6 @@
 """The way out: a network of ours as files of another library, which that library itself reads back for a check."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -31,9 +31,12 @@ class Exported:
     difference: float
     images: str  # what it was tried on
     code: str
+    pushed: str | None = None  # the repository on the hub that it was uploaded to
 
     def __str__(self) -> str:
-        return f"{self.out}: {self.what}.\n{self.checked}\n\nIn that folder:\n\n{self.code}"
+        text = f"{self.out}: {self.what}.\n{self.checked}\n\nIn that folder:\n\n{self.code}"
+        where = f"\n\nUploaded to https://huggingface.co/{self.pushed}, for you alone to see."
+        return text if self.pushed is None else text + where
 
     @property
     def checked(self) -> str:
@@ -94,6 +97,4 @@ def export(
         mode = (temporary / CARD).stat().st_mode
         for file in temporary.iterdir():  # safetensors lets in the owner alone
             file.chmod(mode)
-    if push is not None:
-        upload(folder, push)
-    return found
+    return found if push is None else replace(found, pushed=upload(folder, push))

@@ -128,16 +128,17 @@ def check_name(name: str) -> None:
         raise ValueError(f"export.push must be NAME or OWNER/NAME of a repository; got {name}. {error}") from error
 
 
-def upload(folder: Path, name: str) -> None:
-    """Upload a folder to a new, private repository on the hub."""
+def upload(folder: Path, name: str) -> str:
+    """Upload a folder to a new, private repository on the hub; gives its whole name, OWNER/NAME."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
-        (api := HfApi()).create_repo(name, private=True)
-        api.upload_folder(folder_path=folder, repo_id=name)
+        whole = (api := HfApi()).create_repo(name, private=True).repo_id
+        api.upload_folder(folder_path=folder, repo_id=whole)
     except (HfHubHTTPError, OSError) as error:
         raise ConnectionError(
             f"export.push must name a repository that is new on the hub and may be written to; got {name}: {error}. "
             f"The export is whole in {folder}. Log in with `hf auth login`, or upload it by hand."
         ) from error
+    return whole

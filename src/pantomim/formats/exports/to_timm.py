@@ -34,7 +34,10 @@ class ToTimm(Destination):
         run = partial(_run, network)
         tried = (Candidate(name, partial(_create, name, how), run) for name, how in networks.items())
         candidate, model = self.fitting(network, tried, our_names if network.kind == ENCODER else _named)
-        transform, (mean, std) = network.transform, network.encoder.statistics
+        transform, divisor = network.transform, network.transform.divisor
+        # timm's transform divides pictures of 8 bits by 255, and leaves others as they are
+        stretch = divisor / 255 if 1 < divisor <= 255 else divisor
+        mean, std = ([value * stretch for value in values] for values in network.encoder.statistics)
         about = {
             "architecture": candidate.name,
             "num_classes": len(network.classes),
@@ -89,6 +92,8 @@ def _networks(network: Network) -> Iterator[tuple[str, dict[str, Any]]]:
     gated = {"swiglu_mlp": config.mlp.gated, "scale_mlp": config.mlp.norm}
     if config.layer_scale is not None:
         plain["init_values"] = config.layer_scale
+    if config.norms.qk:
+        plain["qk_norm"] = True
     if config.class_token and (config.relative_position != "none" or config.attention_bias == "qv"):
         yield (
             "beit_base_patch16_224",
