@@ -62,7 +62,8 @@ class Alignment(PictureAnalysis):
                 )
         for method in methods:
             check_images(method.encoder, dataset)
-        images, items = read_images(dataset, first.image_size, choose(dataset, self.count or self.usual, self.seed))
+        chosen, how = choose(dataset, self.count or self.usual, self.seed), run_config(runs[0]).data.crop.interpolation
+        images, items = read_images(dataset, first.image_size, chosen, how)
         picture = partial(to_picture, originals=images.numpy(), scale=dataset.scale)
         rows = [Row("images", "", picture(images.numpy()))]
         warnings = dict[str, None]()
@@ -147,11 +148,11 @@ def measure_agreement(run: str | Path) -> dict[str, float]:
     encoder = method.encoder
     data = run_config(run).data
     dataset = held_out(data.source, data.scale)
-    indices = choose(dataset, COUNT, seed=0)
+    indices, how = choose(dataset, COUNT, seed=0), data.crop.interpolation
     generator = torch.Generator().manual_seed(0)
     found: list[dict[str, Tensor]] = []
     with evaluating(method):
-        for images, _ in evaluation_batches(dataset, encoder.image_size, BATCH, "cpu", indices):
+        for images, _ in evaluation_batches(dataset, encoder.image_size, BATCH, "cpu", indices, interpolation=how):
             mask = method.draw(Batch(images, total=len(images)), 0, generator).mask
             predicted = method.regressor(method.latents(encoder, images, mask.ids_keep), mask)
             truth = method.target(images)

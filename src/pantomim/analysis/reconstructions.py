@@ -108,7 +108,8 @@ class Reconstruct(PictureAnalysis):
         encoder = method.encoder
         check_images(encoder, dataset)
         count = self.count or self.usual // (1 if max(encoder.image_size) < LARGE else 2)
-        images, items = read_images(dataset, encoder.image_size, choose(dataset, count, self.seed))
+        chosen = choose(dataset, count, self.seed)
+        images, items = read_images(dataset, encoder.image_size, chosen, config.data.crop.interpolation)
         result = reconstruct(method, images, self.seed)
         warning = collapse_warning(encoder, dataset)
         normalised = isinstance(method.target, PixelTarget) and method.target.normalise != "none"

@@ -258,8 +258,8 @@ def pretrain(config: Pretrain, out: Path, *, method: Method | None = None, datas
             parts, told = method.exports(), dict[str, Any](scale=dataset.scale, recipe=config.recipe)
             about = told | parts.pop("about", {})
             trained, resized = parts.get("encoder"), config.data.crop.interpolation
-            if isinstance(trained, Encoder) and masks is None and trained.interpolation not in (None, resized):
-                trained.config = replace(trained.config, interpolation=resized)  # chosen instead of that of `init`
+            if isinstance(trained, Encoder) and masks is None:
+                trained.config = replace(trained.config, interpolation=resized)  # whatever that of `init` was
             writers: dict[str, Callable[..., None]] = {  # of what a method may leave
                 "encoder": partial(save_encoder, **told),
                 "decoder": save_decoder,
