@@ -72,6 +72,12 @@ def start_from(spec: str, method: Method, classes: Sequence[str] = (), config: A
             f"Pretrain.init must have the sizes of method.encoder; got {spec}, which differs in:{''.join(different)}\n"
             f"Give method.encoder these values, or start from other weights."
         )
+    there, here, projection = source.in_chans, encoder.in_chans, encoder.patch_embed.proj.weight
+    if there != here and here > 1 and not projection.requires_grad:  # for gray images the sum is exact
+        raise ValueError(
+            f"Pretrain.init must have the {here} channels of the images where the projection of patches is not "
+            f"trained; got {there} in {spec}. Set optim.lora.rank and optim.freeze_blocks to 0."
+        )
     weights, remarks = adapt_encoder_weights(source.state_dict(), source.config, encoder.config)
     own, ours = ((*config.mean, *config.std) for config in (source.config, encoder.config))
     if len(own) == len(ours) and any(abs(a - b) > 1e-4 for a, b in zip(own, ours, strict=True)):  # float32 was stored

@@ -13,6 +13,7 @@ from pantomim.formats.native import save_decoder, save_encoder, save_predictor
 from pantomim.methods.beit import BEiTConfig
 from pantomim.methods.dbot import DBOTConfig
 from pantomim.methods.mae import MAEConfig
+from pantomim.optim import limit_training
 from pantomim.targets.features import FeatureTargetConfig
 from pantomim.teachers.choice import TeacherConfig
 
@@ -39,6 +40,19 @@ def perturbed(method):
         for weight in method.parameters():
             weight.add_(torch.randn_like(weight))
     return method
+
+
+@pytest.mark.parametrize("channels", [1, 7])
+def test_what_is_not_trained_takes_no_other_bands(tmp_path, channels):
+    spec = saved(MAEConfig(encoder=ENCODER, decoder=DECODER).build(), tmp_path)
+    bands = replace(ENCODER, in_chans=channels, mean=(0.5,) * channels, std=(0.3,) * channels)
+    method = MAEConfig(encoder=bands, decoder=DECODER).build()
+    limit_training(method.encoder, 0, rank=2)
+    if channels == 1:
+        assert "is summed: 1 channel(s) of 3" in start_from(spec, method)
+    else:
+        with pytest.raises(ValueError, match=r"must have the 7 channels of the images .*; got 3 in"):
+            start_from(spec, method)
 
 
 @pytest.mark.parametrize("build", [dbot, beit])
