@@ -47,14 +47,7 @@ class PredictorConfig:
 
 @frozen
 class IJEPAConfig:
-    """The parts of I-JEPA, with the values of the authors' ViT-H/14.
-
-    Args:
-        encoder: It sees the context blocks; there is no class token.
-        predictor: It sees context features, and a mask token at each place of one target block.
-        masker: Context and target blocks.
-        momentum: What the EMA copy keeps of itself at each step.
-    """
+    """The parts of I-JEPA, with the values of the authors' ViT-H/14; the predictor sees one target block at a time."""
 
     kind: Literal["ijepa"] = "ijepa"
     encoder: EncoderConfig = field(

@@ -29,17 +29,11 @@ ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
 
 @frozen
 class MlpConfig:
-    """What lies between the input and the output of a block's MLP.
+    """What lies between the input and the output of a block's MLP."""
 
-    Args:
-        activation: "gelu" (exact), "gelu_tanh" (SigLIP), "quick_gelu" (CLIP) or "silu".
-        gated: A third linear layer, whose activated output multiplies the hidden values: SwiGLU with "silu".
-        norm: A layer norm of the hidden values, as in EVA-02's base and large.
-    """
-
-    activation: Activation = "gelu"
-    gated: bool = False
-    norm: bool = False
+    activation: Activation = "gelu"  # gelu (exact), gelu_tanh (SigLIP), quick_gelu (CLIP) or silu
+    gated: bool = False  # A third linear layer, whose activated output multiplies the hidden values: SwiGLU with silu
+    norm: bool = False  # A layer norm of the hidden values, as in EVA-02's base and large
 
 
 PLAIN_MLP = MlpConfig()

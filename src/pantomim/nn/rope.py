@@ -27,18 +27,12 @@ from pantomim.core.ranges import Positive, Size
 
 @frozen
 class Rope:
-    """Rotary positions of patches.
+    """Rotary positions of patches."""
 
-    Args:
-        temperature: Of the frequencies, in the formula above: 100 in DINOv3, 10000 in EVA-02.
-        coordinates: "centred": a patch's centre, from -1 to 1 along each side, times 2 pi (DINOv3); "patches": its row
-            and column, from 0 (EVA-02).
-        reference: Rows and columns that "patches" are scaled to, whatever the grid: those of pre-training; None: the
-            grid's own.
-    """
-
-    temperature: Positive = 100.0
+    temperature: Positive = 100.0  # Of the frequencies, in the formula above: 100 in DINOv3, 10000 in EVA-02
+    # centred: a patch's centre, from -1 to 1 along each side, times 2 pi (DINOv3); patches: its row and column (EVA-02)
     coordinates: Literal["centred", "patches"] = "centred"
+    # Rows and columns that "patches" are scaled to, whatever the grid: those of pre-training; None: the grid's own
     reference: tuple[Size, Size] | None = None
 
     def __post_init__(self) -> None:

@@ -43,19 +43,12 @@ class MaskTokens(NamedTuple):
 
 @frozen
 class Norms:
-    """The layer norms of an `Encoder`.
+    """The layer norms of an `Encoder`."""
 
-    Args:
-        eps: Added to the variance, in all of them.
-        first: A norm of the tokens before the first block, as in CLIP.
-        final: A norm of the tokens after the last block.
-        qk: A norm of each head's queries, and one of its keys (QK-norm).
-    """
-
-    eps: Positive = NORM_EPS
-    first: bool = False
-    final: bool = True
-    qk: bool = False
+    eps: Positive = NORM_EPS  # Added to the variance, in all of them
+    first: bool = False  # A norm of the tokens before the first block, as in CLIP
+    final: bool = True  # A norm of the tokens after the last block
+    qk: bool = False  # A norm of each head's queries, and one of its keys (QK-norm)
 
 
 @frozen
