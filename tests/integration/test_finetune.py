@@ -216,7 +216,9 @@ def test_from_the_command_line(source, tmp_path, capsys):
     command = ["finetune", str(source), "--encoder", start, "--steps", "6", "--batch-size", "8"]
     command += ["--runtime.tracker", "none", "--runtime.device", "cpu"]
     main([*command, "--out", str(out)])
-    assert f"Classifier: {out / 'classifier.safetensors'}" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert f"Classifier: {out / 'classifier.safetensors'}" in said
+    assert f"pantomim predict {out} new_photos/ --out {out / 'predictions.csv'}\n" in said
     main([*command, "--scratch", "--out", str(tmp_path / "scratch")])
     assert "init: null" in (tmp_path / "scratch" / "config.yaml").read_text()
     assert "layer_decay: 1.0" in (tmp_path / "scratch" / "config.yaml").read_text()

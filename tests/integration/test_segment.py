@@ -142,6 +142,7 @@ def test_a_folder_like_ade20k_from_the_command_line(tmp_path, capsys):
     )
     said = said_by(capsys, "segment", data, "--encoder", start, "--head", "linear", *QUICK, "--out", out)
     assert "segment on ade: mean IoU" in said
+    assert f"pantomim predict {out} new_photos/ --out {out / 'predictions'} " in said, "masks lie beside the images"
     about, result = json.loads((out / "segmenter.json").read_text()), result_of(out, "ade")
     assert about["classes"] == ["wall", "bed", "windowpane, window"]
     assert (about["class_ids"], about["no_class"]) == ([1, 2, 3], 0)

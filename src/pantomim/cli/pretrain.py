@@ -50,14 +50,14 @@ def say_next(out: "Path") -> None:
     if record is None or not config.data.source:  # of an earlier version
         return
     folder, data = shlex.quote(str(out)), shlex.quote(config.data.source)
-    data += "" if config.data.scale is None else f" --scale {config.data.scale:g}"
-    if (out / "classifier.json").is_file():
-        second = f"pantomim predict {folder} {data} --out {shlex.quote(str(out / 'predictions.csv'))}"
-    elif (out / "segmenter.json").is_file():
-        second = f"pantomim predict {folder} {data} --out {shlex.quote(str(out / 'predictions'))}"
+    scale = "" if config.data.scale is None else f" --scale {config.data.scale:g}"
+    predictions = {"classifier": "predictions.csv", "segmenter": "predictions"}
+    made = next((file for kind, file in predictions.items() if (out / f"{kind}.json").is_file()), None)
+    if made is not None:  # of other images: those of training lie beside masks and other splits
+        second = f"pantomim predict {folder} new_photos/{scale} --out {shlex.quote(str(out / made))}"
     else:
         protocol = "label_free" if record.facts.num_classes is None else "knn"
-        second = f"pantomim evaluate {protocol} --encoder {folder} --data {data}"
+        second = f"pantomim evaluate {protocol} --encoder {folder} --data {data}{scale}"
     third = f"import pantomim; encoder = pantomim.load({str(out)!r})  # in Python"
     say("\n  ".join(["\nNext:", f"pantomim report {folder}", second, third]))
 

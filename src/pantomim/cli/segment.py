@@ -7,8 +7,8 @@ def segment(line: CommandLine) -> None:
     """Train a segmenter from an encoder: pantomim segment DATA --encoder X --out RUN [--any.setting value].
 
     Examples:
-        pantomim segment my_photos/ --encoder runs/first --out runs/masks
-        pantomim segment my_photos/ --encoder runs/first --out runs/linear --head linear --frozen
+        pantomim segment with_masks/ --encoder runs/first --out runs/masks
+        pantomim segment with_masks/ --encoder runs/first --out runs/linear --head linear --frozen
     """
     line.options |= {"Evaluation.data": "DATA", "Segmentation.masks": "--masks", "Segmentation.ignore": "--ignore"}
     train_and_score(line, verbs.segment, "segmenter")
