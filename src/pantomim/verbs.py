@@ -14,7 +14,7 @@ from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal
 
 from pantomim.core.machine import Device, is_main_process
-from pantomim.core.names import one_of
+from pantomim.core.names import check_there, one_of
 
 if TYPE_CHECKING:
     from pantomim.analysis.block_facts import BlockFacts
@@ -621,6 +621,8 @@ def look_into(analysis: "Inspection") -> Inspected:
     from pantomim.core.files import check_out
     from pantomim.report.inspection import write_inspection, write_views
 
+    for encoder in analysis.encoders:
+        check_there("Inspection.encoders", encoder)
     check_out("inspect.out", page := analysis.page, analysis.endings)
     found = analysis.run()
     if isinstance(found, BlockFacts):

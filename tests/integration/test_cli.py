@@ -135,7 +135,12 @@ def test_going_on_from_a_run_takes_its_sizes(job: tuple[Path, Path], tmp_path: P
         (["verify", "nowhere"], "FOLDER must hold golden items"),
         (["noise", "pink"], "color: Input should be 'red',"),
         (["study", "masks", "--data", "mnist", "--index", "999"], "--index must be in 0 to"),
-        (["evaluate", "knn", "--encoder", "nowhere", "--data", "mnist"], "nowhere"),
+        (["evaluate", "knn", "--encoder", "nowhere", "--data", "mnist"], "got nowhere, which does not exist. Check"),
+        (["evaluate", "knn", "--encoder", "runs/phots", "--data", "x"], "--encoder must be a run folder, a file or"),
+        (["inspect", "neighbours", "timm:x", "runs/phots"], "ENCODERS must be a run folder, a file or timm:NAME; got"),
+        (["features", "--encoder", "runs/phots", "--data", "x", "--out", "x.npz"], "Did you mean runs/photos?"),
+        (["finetune", "x", "--encoder", "phots", "--out", "new"], "error: --encoder must be a run folder, a file or"),
+        (["compare", "runs/phots"], "RUNS must be a run folder; got runs/phots, which does not exist. Did you"),
     ],
 )
 def test_what_is_mistyped_is_explained(
@@ -146,6 +151,7 @@ def test_what_is_mistyped_is_explained(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "photos").mkdir(parents=True)
     assert message in fails(capsys, *arguments)
 
 

@@ -5,4 +5,5 @@ from pantomim.cli.console import say
 
 def compare(line: CommandLine) -> None:
     """Make one page of several runs: pantomim compare RUN [RUN ...]."""
+    line.options["report.run"] = "RUNS"
     say(f"Comparison: {verbs.compare(**line.read(options_of(verbs.compare)))}")

@@ -2,6 +2,7 @@ from pathlib import Path
 
 from pantomim.cli.command_line import typed
 from pantomim.cli.console import say, say_broken, warn
+from pantomim.core.names import check_there
 
 
 @typed()
@@ -31,6 +32,7 @@ def features(
     from pantomim.formats import load_encoder, resized_encoder
 
     made.check_features_path(out)
+    check_there("features.encoder", encoder)
     dataset, loaded = open_source(data, split, scale), load_encoder(encoder)
     loaded = resized_encoder(loaded, image_size or loaded.image_size)
     table = made.extract(loaded, dataset)

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable
+from statistics import NormalDist
 
 CONFIDENCE = 0.95
 
@@ -15,3 +16,9 @@ def half_interval(parts: Iterable[tuple[float, float]]) -> float:
     uncertain = sum(variance**2 / freedom for variance, freedom in known)
     freedom = total**2 / uncertain if uncertain else math.inf
     return float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(total)
+
+
+def half_of_share(share: float, count: int) -> float:
+    """Half of Wilson's 95 % interval of a share of so many images."""
+    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
+    return z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z**2 / count)

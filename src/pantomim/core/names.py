@@ -1,7 +1,9 @@
 """What was probably meant by a name that is not known."""
 
 import difflib
+import os
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -21,3 +23,13 @@ def one_of(field: str, name: str, kinds: Mapping[str, T]) -> T:
     if name not in kinds:
         raise ValueError(f"{field} must be one of {', '.join(kinds)}; got {name}.{did_you_mean(name, kinds)}")
     return kinds[name]
+
+
+def check_there(field: str, place: str | os.PathLike[str], rule: str = "a run folder, a file or timm:NAME") -> None:
+    """Refuse a path that does not exist, in the name of a field; a name with a colon, such as timm:NAME, is no path."""
+    path = Path(place)
+    if ":" in str(place) or path.exists():
+        return
+    beside = [each.name for each in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = did_you_mean(path.name, beside, "Check the path.", prefix="" if path.parent == Path() else f"{path.parent}/")
+    raise ValueError(f"{field} must be {rule}; got {place}, which does not exist.{near}")

@@ -23,7 +23,9 @@ import tyro
 from pantomim.config import to_dict
 from pantomim.core.files import check_out, replace_file
 from pantomim.core.frozen import frozen
+from pantomim.core.intervals import half_of_share
 from pantomim.core.machine import Device
+from pantomim.core.names import check_there
 from pantomim.core.ranges import AtLeastOne, Positive
 from pantomim.core.reading import read_json
 from pantomim.data.dataset import Dataset
@@ -119,6 +121,7 @@ class Evaluation(ABC):
     def to_file(self, memo: Memo | None = None) -> tuple[Path, dict[str, Any]]:
         """Score as `evaluate` does into `out` or the run's folder; beside it lies what the same command resumes."""
         folder = Path(self.encoder)
+        check_there("Evaluation.encoder", folder)
         if self.out is None and not folder.is_dir():
             raise ValueError(
                 f"Evaluation.out must be given for an encoder outside a run folder; got {self.encoder}. Name one."
@@ -148,8 +151,13 @@ class Evaluation(ABC):
             held_out = result[name].get("validation", {}).get(metric) if self.chosen_by_hand else None
             beside = "" if held_out is None else f" (held-out images {100 * held_out:.1f} %)"
             scores.append(f"{SHOWN[name]} {100 * result[name][metric]:.1f}{spread} %{beside}")
-        protocol, dataset = result["protocol"], result["dataset"]
-        return f"{protocol} on {dataset}{few}, {called}: {', '.join(scores)}{left_out(result)}"
+        protocol, dataset, count = result["protocol"], result["dataset"], result["data"]["num_test"]
+        first = next(result[name] for name in SHOWN if name in result)
+        margin = ""
+        if metric == "top1" and "top1_std" not in first:  # a share of the images, of one training
+            margin = f", each score ± {100 * half_of_share(first[metric], count):.1f} points (95 %)"
+        images = f"; {count:,} test images{margin}"
+        return f"{protocol} on {dataset}{few}, {called}: {', '.join(scores)}{images}{left_out(result)}"
 
 
 def left_out(result: dict[str, Any]) -> str:

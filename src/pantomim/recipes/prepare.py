@@ -20,7 +20,7 @@ from pantomim.config import (
     with_duration,
     with_kind,
 )
-from pantomim.core.names import did_you_mean
+from pantomim.core.names import check_there, did_you_mean
 from pantomim.data.dataset import Dataset, Facts
 from pantomim.data.masks import open_masked, read_masked
 from pantomim.data.record import DataRecord, read_record
@@ -212,6 +212,8 @@ def _from_data(
         )
     if isinstance(family, Continued):
         family.check_start(init, size)
+    if init is not None and size is None:
+        check_there("prepare.init", init)
     used, start, num_whole, labels, sizes = dict(subset), None, None, None, f"size {size or family.default_size}"
     masks: MaskConfig | None = used.pop("masks", None)
     if masks is None:

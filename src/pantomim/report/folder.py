@@ -14,6 +14,7 @@ from pantomim.analysis import LAYERS, VIEWS
 from pantomim.analysis.block_facts import BlockFacts, read_block_facts
 from pantomim.analysis.pictures import PictureRows, read_rows
 from pantomim.config import leaves
+from pantomim.core.names import check_there
 from pantomim.core.reading import read_json, read_yaml
 
 
@@ -69,7 +70,7 @@ class RunFolder:
 
 def read_run(run: str | Path) -> RunFolder:
     """Read a run folder; `ValueError` if it is not a run folder at all: no config.yaml."""
-    path = Path(run)
+    check_there("report.run", path := Path(run), "a run folder")
     if not (path / "config.yaml").is_file():
         raise ValueError(
             f"report.run must be a run folder; got {path}, which has no config.yaml. "

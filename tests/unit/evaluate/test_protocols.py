@@ -79,7 +79,10 @@ def test_every_protocol_beside_its_baselines(kind, data, run, tmp_path):
     if kind != "mae":
         assert {"top1_class", "top1_mean"} <= result["trained"].keys() & result["untrained"].keys()
         assert result["pixels"]["top1"] > 0.8, "pixels tell bright halves apart"
-    assert "raw pixels" in QUICK[kind](run, data).headline(result)
+    headline = QUICK[kind](run, data).headline(result)
+    assert "raw pixels" in headline
+    assert "; 18 test images" in headline
+    assert ("each score ±" in headline) == ("top1_std" not in result["trained"])
 
 
 @every_kind
