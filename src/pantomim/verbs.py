@@ -204,10 +204,8 @@ def explain(
     really made, to tell how long the run takes.
     """
     given = locals()
-    import torch
-
     from pantomim.config import MaskConfig
-    from pantomim.engine.runtime import compute_dtype
+    from pantomim.engine.runtime import compute_dtype, usable_device
     from pantomim.explain import count_cost
     from pantomim.explain import explain as sections_of
     from pantomim.methods.base import few_patches
@@ -217,15 +215,15 @@ def explain(
     trains = found if (found := trained_by(recipe)) in ("classifier", "segmenter") else "encoder"
     prepared = planned(recipe, given, trains=trains, subset={"masks": MaskConfig()} if trains == "segmenter" else {})
     run, chain = prepared.config, prepared.chain
-    on_gpu = run.runtime.device == "cuda" or (run.runtime.device == "auto" and torch.cuda.is_available())
-    dtype = compute_dtype(run.runtime, torch.device("cuda" if on_gpu else "cpu"))
+    device = usable_device("RuntimeConfig", run.runtime.device)
+    dtype = compute_dtype(run.runtime, device)
     if (few := few_patches(run.method)) is not None:
         LOG.warning(few)
     sections: list[Section] = [("Decided from the data, unless set", [*_decided(prepared)])] if prepared.decided else []
     if chain is not None:
         sections.append(("Stages", describe_stages(chain, Path("RUN" if out is None else out))))
     cost = count_cost(run, dtype)
-    sections.append(("Time", [*_time_rows(prepared, cost, torch.device("cuda" if on_gpu else "cpu"), dtype, time)]))
+    sections.append(("Time", [*_time_rows(prepared, cost, device, dtype, time)]))
     sections += sections_of(run, prepared.paper, dtype, prepared.notes, prepared.origins, cost)
     return Explanation(run.recipe, prepared.summary, sections)
 
@@ -250,23 +248,30 @@ def _decided(prepared: "Prepared") -> Iterator[tuple[str, str]]:
         yield what, value if f"{value},".startswith(f"{now},") else f"{now} (by the data: {value})"
 
 
-def _time_rows(prepared: "Prepared", cost: "Cost", device: Any, dtype: Any, timed: bool) -> Iterator[tuple[str, str]]:
-    """How long a run has, by its FLOPs, and by steps that are made if they are to be `timed`."""
-    from pantomim.core.progress import about
+def _length_and_speed(run: "Pretrain", device: Any, dtype: Any) -> tuple[int | None, float]:
+    """Steps, where the data are named, and the FLOP/s of a product of matrices on a device."""
     from pantomim.engine.setup import in_steps, open_images
-    from pantomim.engine.timing import REACHED, SIDE, bfloat16_advice, matrix_flops_per_s, time_steps
+    from pantomim.engine.timing import matrix_flops_per_s
 
-    run, runs = prepared.config, prepared.stages or 1
     steps = run.duration.steps
     if steps is None and run.data.source:
         steps = in_steps(run, max(1, len(open_images(run).train) // run.batch_size))[0]
+    return steps, matrix_flops_per_s(device, dtype)
+
+
+def _time_rows(prepared: "Prepared", cost: "Cost", device: Any, dtype: Any, timed: bool) -> Iterator[tuple[str, str]]:
+    """How long a run has, by its FLOPs, and by steps that are made if they are to be `timed`."""
+    from pantomim.core.progress import about
+    from pantomim.engine.timing import REACHED, SIDE, bfloat16_advice, time_steps
+
+    run, runs = prepared.config, prepared.stages or 1
+    steps, speed = _length_and_speed(run, device, dtype)
     each = f"{run.batch_size} images" + (f", {runs} times" if runs > 1 else "")
     unknown = f"{run.duration}; name the data to know the steps"
     yield "length", unknown if steps is None else f"{steps:,} steps of {each}"
-    speed = matrix_flops_per_s(device, dtype)
     step_s = run.batch_size * cost.step_flops / (REACHED * speed)
     whole = "" if steps is None else f"about {about(runs * steps * step_s)}, "
-    where = "GPU" if device.type == "cuda" else "CPU"
+    where = "CPU" if device.type == "cpu" else "GPU"
     product = f"{speed / 1e9:,.0f} GFLOP/s of a product of {SIDE} x {SIDE} matrices just now on this {where}"
     step = f"{step_s:.2g} s" if step_s < 120 else about(step_s)
     yield "by FLOPs", f"{whole}{step} a step at {REACHED:.0%} of the {product}, without reading images"
@@ -305,25 +310,22 @@ def _in_minutes(recipe: str | None, given: Mapping[str, Any], minutes: float, fo
 
 def _hint_at_hours(prepared: "Prepared", folder: Path) -> None:
     """Say so before a run begins that takes hours on a CPU."""
-    import torch
-
     from pantomim.core.progress import about
     from pantomim.data.record import has_steps
+    from pantomim.engine.runtime import compute_dtype, usable_device
 
     run, method = prepared.config, prepared.config.method
     encoder: Any = getattr(method, "encoder", None)
-    if encoder is None or run.runtime.device == "cuda" or torch.accelerator.is_available() or has_steps(folder):
+    if encoder is None or has_steps(folder):
         return
-    from pantomim.engine.runtime import compute_dtype
-    from pantomim.engine.setup import in_steps, open_images
-    from pantomim.engine.timing import REACHED, matrix_flops_per_s
+    if (device := usable_device("RuntimeConfig", run.runtime.device)).type != "cpu":
+        return
+    from pantomim.engine.timing import REACHED
     from pantomim.explain import count_cost
 
-    device = torch.device("cpu")
-    steps = run.duration.steps or in_steps(run, max(1, len(open_images(run).train) // run.batch_size))[0]
-    images = run.batch_size * steps * (prepared.stages or 1)
     dtype = compute_dtype(run.runtime, device)
-    speed = REACHED * matrix_flops_per_s(device, dtype)
+    steps, reached = _length_and_speed(run, device, dtype)
+    images, speed = run.batch_size * (steps or 0) * (prepared.stages or 1), REACHED * reached
     # of all patches through the encoder's blocks: what takes minutes is not counted exactly, which takes seconds
     if 72 * encoder.depth * encoder.width**2 * encoder.grid[0] * encoder.grid[1] * images / speed < 1800:
         return

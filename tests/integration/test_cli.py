@@ -27,6 +27,7 @@ from pantomim.engine.record import read_metrics
 from pantomim.evaluate import PROTOCOLS
 from pantomim.formats import FORMATS
 from pantomim.masking import STRATEGIES
+from pantomim.recipes import BARE_METHODS, BARE_TOKENIZERS, RECIPES_OF
 
 TINY = ["--size", "micro", "--method.encoder.depth", "1", "--method.decoder.depth", "1", "--batch-size", "16"]
 QUIET = ["--runtime.tracker", "none", "--runtime.device", "cpu"]
@@ -111,6 +112,22 @@ def test_going_on_from_a_run_takes_its_sizes(job: tuple[Path, Path], tmp_path: P
     [
         (["pretrian", "mae"], "Did you mean pretrain?"),
         (["pretrain", "mae_tiny_cifar1"], "Did you mean mae_tiny_cifar10?"),
+        (["pretrain", "dino", "--data", "x"], "error: There is no recipe dino. `pantomim recipes` lists them all."),
+        (["recipes", "mae_vit_bse_in1k"], "Did you mean mae_vit_base_in1k?"),
+        (["pretrain"], "RECIPE must be named, unless --config is; got neither. Type `pantomim pretrain mae --data my_"),
+        (["pretrain", "mae", "--config", "a.yaml"], "RECIPE must be left out beside --config, which has its own; got"),
+        (
+            ["pretrain", "beit", "--data", "tiny.npz", "--size", "micro", "--out", "new"],
+            "error: --tokenizer must be giv",
+        ),
+        (["pretrain", "mae", "--epochs", "ten"], "error: --epochs must be a number; got ten."),
+        (["evaluate", "knn", "--chunk", "1e3"], "error: --chunk must be a whole number; got 1e3."),
+        (["explain", "mae", "--data.scale=ten"], "error: --data.scale must be a number; got ten."),
+        (["explain", "mae_vit_base_in1k", "--optim.base-lr", "x"], "error: --optim.base_lr must be a number; got x."),
+        (["explain", "mae_vit_base_in1k", "--lr", "1e-3"], "There is no option --lr. Did you mean --optim.base_lr?"),
+        (["explain", "mae_vit_base_in1k", "--ratio", "0.6"], "Did you mean --method.masker.ratio?"),
+        (["explain", "mae_vit_base_in1k", "--workers", "3"], "Did you mean --data.workers?"),
+        (["explain", "mae_vit_base_in1k", "--weight-decay", "0"], "Did you mean --optim.weight_decay?"),
         (["pretrain", "mae"], "--data must be given for the bare method mae"),
         (["pretrain", "mae_vit_base_in1k", "--data", "x"], "--out must name a run folder"),
         (["explain", "mae_vit_base_in1k", "--optim.base_lrr", "1"], "Did you mean --optim.base_lr?"),
@@ -152,6 +169,7 @@ def test_what_is_mistyped_is_explained(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "photos").mkdir(parents=True)
+    tiny_images(tmp_path / "tiny.npz")
     assert message in fails(capsys, *arguments)
 
 
@@ -320,9 +338,23 @@ def test_a_system_without_the_calls_of_unix(tmp_path: Path) -> None:
     assert read_metrics(tmp_path / "run" / "metrics.jsonl")[0]["memory_gib"] is None
 
 
-def test_no_recipe_lacks_its_cost(capsys: pytest.CaptureFixture[str]) -> None:
+def test_recipes_are_a_line_each_and_bare_methods_first(capsys: pytest.CaptureFixture[str]) -> None:
+    recipes = [recipe for listed in RECIPES_OF.values() for recipe in listed]
+    assert not [recipe.name for recipe in recipes if not recipe.cost or "@@" in recipe.cost]
+    assert not [name for name, family in (BARE_METHODS | BARE_TOKENIZERS).items() if not family.idea]
     main(["recipes"])
-    assert "@@" not in capsys.readouterr().out
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) < len(recipes) + len(BARE_METHODS) + 40
+    assert [line.split()[0] for line in lines if line and line.split()[0] in BARE_METHODS] == [*BARE_METHODS]
+    assert [line.split()[0] for line in lines if "_" in line.split(" ")[0]][-len(recipes) :] == [
+        recipe.name for recipe in recipes
+    ]
+    main(["recipes", "mae_micro_mnist"])
+    said = capsys.readouterr().out
+    assert "5 min on two cores (`pantomim docs results/demo`)" in " ".join(said.split())
+    main(["recipes", "beit"])
+    assert "--tokenizer" in (said := capsys.readouterr().out)
+    assert "beit_vit_base_in1k" in said
 
 
 @pytest.mark.parametrize("recipe", ["mae_vit_base_in1k", "mae"])

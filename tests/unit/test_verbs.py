@@ -187,3 +187,12 @@ def test_how_long_a_run_takes_is_told_beforehand(tmp_path: Path, caplog) -> None
     assert not caplog.records
     verbs._hint_at_hours(verbs.planned("mae", given | {"size": "large", "epochs": 10**7}), tmp_path)
     assert "on this CPU, by its FLOPs; pretrain.size micro" in caplog.text
+
+
+def test_a_gpu_of_apple_is_the_device_that_is_timed(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("pantomim.engine.runtime.usable_device", lambda owner, device: torch.device("mps"))
+    monkeypatch.setattr("pantomim.engine.timing.matrix_flops_per_s", lambda device, dtype: {"mps": 1e12}[device.type])
+    data = tiny_images(tmp_path / "images.npz")
+    rows = dict(dict(pantomim.explain("mae", data=data, size="micro", steps=3).sections)["Time"])
+    assert "1,000 GFLOP/s" in rows["by FLOPs"]
+    assert "on this GPU" in rows["by FLOPs"]

@@ -6,12 +6,13 @@ import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import wraps
+from itertools import pairwise
 from typing import Annotated, Any, TypeVar, cast
 
 import tyro
 
 from pantomim.cli.console import say, section
-from pantomim.cli.help import examples_of, options_in, readable, show_help
+from pantomim.cli.help import check_number, examples_of, options_in, readable, show_help
 from pantomim.core.names import did_you_mean
 from pantomim.verbs import Place
 
@@ -52,10 +53,13 @@ class CommandLine:
         how = {"config": LEAVES, **how}
         if self.asks_for_help and how.get("add_help", True):
             show_help(self, options_in(kind, flags=tyro.conf.FlagConversionOff not in how["config"]))
+        words = values_in(self.arguments)
         for name, parameter in inspect.signature(kind).parameters.items():
-            positional = tyro.conf.Positional in getattr(parameter.annotation, "__metadata__", ())
-            option = name.upper() if positional else f"--{name.replace('_', '-')}"
+            marks = getattr(parameter.annotation, "__metadata__", ())
+            typed = next((mark.name for mark in marks if getattr(mark, "name", None)), name)
+            option = name.upper() if tyro.conf.Positional in marks else f"--{typed.replace('_', '-')}"
             self.options |= {f"{owner}.{name}": option for owner in names}
+            check_number(option, parameter.annotation, words.get(typed))
         return tyro.cli(kind, args=self.arguments, prog=f"pantomim {self.command}", **how)
 
     def choose(self, kinds: Mapping[str, T]) -> T:
@@ -131,6 +135,12 @@ def summary(kind: Any) -> str:
 def about(kind: Any) -> str:
     """What is said of a command at the beginning of its help; how it is typed follows there anyway."""
     return summary(kind).partition(": pantomim")[0]
+
+
+def values_in(arguments: Iterable[str]) -> dict[str, str]:
+    """The word behind each option among some words, by its dotted name."""
+    parts = [part for word in arguments for part in (word.split("=", 1) if word.startswith("--") else [word])]
+    return {option[2:].replace("-", "_"): word for option, word in pairwise(parts) if option.startswith("--")}
 
 
 def given(arguments: Iterable[str]) -> list[str]:

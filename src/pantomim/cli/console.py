@@ -158,7 +158,7 @@ def fail(message: str, status: int) -> NoReturn:
     sys.exit(status)
 
 
-def section(heading: str, rows: Iterable[tuple[str, str]]) -> None:
+def section(heading: str, rows: Iterable[tuple[str, str | Text]]) -> None:
     """A heading, and rows of what and value."""
     table = Table.grid(padding=(0, 2, 0, 2))
     table.add_column(no_wrap=True, style="cyan")

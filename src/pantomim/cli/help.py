@@ -173,6 +173,18 @@ def _values(hint: Any, name: str) -> str:
     return SIMPLE.get(hint) or PLACES.get(name) or name.rpartition("_")[2].upper()
 
 
+def check_number(option: str, hint: Any, word: str | None) -> None:
+    """Refuse a word where one number is typed."""
+    number = {"N": int, "X": float}.get(_values(hint, ""))
+    if number is None or word in (None, "None"):
+        return
+    try:
+        number(word)
+    except ValueError:
+        kind = "a whole number" if number is int else "a number"
+        raise ValueError(f"{option} must be {kind}; got {word}.") from None
+
+
 def _arguments(kind: Callable[..., Any]) -> dict[str, str]:
     """The texts below Args in a docstring."""
     found = re.search(r"^Args:\n((?: {4}.*\n?)+)", inspect.getdoc(kind) or "", re.MULTILINE)

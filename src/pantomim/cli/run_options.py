@@ -2,14 +2,21 @@
 
 from collections.abc import Callable, Collection
 from dataclasses import replace
+from functools import reduce
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast, get_type_hints
 
 import tyro
 
-from pantomim.cli.command_line import LEAVES, CommandLine, given, options_of
-from pantomim.cli.help import options_in, settings_in, show_help
+from pantomim.cli.command_line import LEAVES, CommandLine, given, options_of, values_in
+from pantomim.cli.help import check_number, options_in, settings_in, show_help
 from pantomim.core.names import did_you_mean
+
+# What people type for settings whose names are not near.
+MEANT = {"lr": "optim.base_lr", "learning_rate": "optim.base_lr", "mask_ratio": "method.masker.ratio"}
+MEANT |= {"num_workers": "data.workers"}
+# Settings that stand for an option, as messages from below name them.
+OPTIONS = {"TokenTargetConfig.tokenizer": "tokenizer", "TeacherConfig.source": "teacher"}
 
 
 def read_run(
@@ -27,10 +34,12 @@ def read_run(
     )
     chosen, words = answer
     chosen = {name: None if value == "[]" else value for name, value in chosen.items()}  # tyro 1.0, without a first one
-    line.options |= dict.fromkeys(("Dataset.scale", "prepare.scale", f"{line.command}.scale"), "--data.scale")
     from pantomim.config import Pretrain, Validation, with_kind
 
     words = _checked(line, words, [*chosen])
+    for name, option in OPTIONS.items():
+        if option in chosen:
+            line.options.setdefault(name, f"--{option}")
     if "encoder" in chosen:  # what a task starts from has this name there
         line.options |= dict.fromkeys(("prepare.init", "Pretrain.init"), "--encoder")
     prog = f"pantomim {line.command} {chosen.get('recipe') or chosen.get('preset') or ''}".rstrip()
@@ -38,9 +47,13 @@ def read_run(
     def settings(config: Pretrain) -> Pretrain:
         if config.validation is None and any(name.startswith("validation.") for name in given(words)):
             config = replace(config, validation=Validation())
-        for option, value in pairwise(part for word in words for part in word.split("=", 1)):
-            if option.startswith("--") and option.endswith(".kind"):  # another kind of part has other settings
-                config = with_kind(config, option[2:].removesuffix(".kind").replace("-", "_"), value)
+        for name, value in values_in(words).items():
+            if name.endswith(".kind"):  # another kind of part has other settings
+                config = with_kind(config, name.removesuffix(".kind"), value)
+        for name, value in values_in(words).items():
+            *parts, leaf = name.split(".")
+            owner = reduce(lambda of, part: getattr(of, part, None), parts, cast(Any, config))
+            check_number(f"--{name}", get_type_hints(type(owner), include_extras=True).get(leaf), value)
         return tyro.cli(Pretrain, default=config, args=words, prog=prog, config=LEAVES)
 
     return chosen | {"settings": settings}, given(words)
@@ -54,7 +67,7 @@ def _checked(line: CommandLine, words: list[str], options: list[str]) -> list[st
     known = [*options, *owners]
     for name in names:
         if name not in [*known, "help"]:
-            hint = did_you_mean(name, known, "See --help.", prefix="--")
+            hint = did_you_mean(MEANT.get(name, name), known, "See --help.", prefix="--")
             raise ValueError(f"There is no option --{name}.{hint}")
     for leaf, classes in owners.items():
         line.options[leaf] = f"--{leaf}"

@@ -57,5 +57,6 @@ BEIT = Family(
     },
     small=ON_CIFAR10,
     bare="beit",
+    idea="ids that a tokenizer gives masked patches, which the encoder sees as mask tokens",
     notes=(JITTER_NOTE, POSITIONS),
 )

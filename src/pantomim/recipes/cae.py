@@ -68,6 +68,7 @@ CAE = Family(
     small=ON_CIFAR10,
     rescale=rescale,
     bare="cae",
+    idea="features of masked patches from those of visible ones, and a tokenizer's ids from these",
 )
 CAE_98 = Family(
     "cae_98",

@@ -84,5 +84,6 @@ CMT_MAE = Family(
     small=ON_CIFAR10,
     rescale=rescale,
     bare="cmt_mae",
+    idea="features of a teacher and of the student's moving average, which choose the masks too",
     origins=ORIGINS,
 )

@@ -63,6 +63,7 @@ def _family(color: Color) -> Family:
         small=ON_CIFAR10,
         rescale=beside_mae,
         bare="colormae" if color == "green" else None,  # the paper's best
+        idea="as mae, with masks out of filtered noise",
         notes=(
             "patterns: ours, fitted to assets/proposed.png; method.masker.bank takes the authors' (README, OSF)",
             "drawing: each image has its own pattern, place and flips; method.masker.shared_crop True draws as "

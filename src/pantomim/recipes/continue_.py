@@ -23,6 +23,10 @@ from pantomim.recipes.recipe import Family, Recipe
 from pantomim.recipes.simmim import SIMMIM
 
 PEAK_LR = 1e-5  # of any batch and width. Ours; for MAE too high, for dBOT not (docs/results/continue.md)
+PIXELS_COST = (
+    "Pixels as target cost features what they knew of classes where we measured (docs/results/continue.md): begin with "
+    "continue_dbot."
+)
 LAYER_DECAY = 0.75  # Table 9; what is new, such as a decoder, learns at the full rate
 WARMUP = 0.05  # of the run: 5 of 100 epochs (Table 9)
 SEEN, PASSES = 300_000, 100  # images that a run sees, in so many passes at most. Ours

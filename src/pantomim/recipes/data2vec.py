@@ -66,6 +66,7 @@ DATA2VEC = Family(
     {"base": _UNKNOWN, "large": (*_UNKNOWN, _SECOND_RUN)},
     rescale=rescale,
     bare="data2vec",
+    idea="features of the whole image, by a moving average of the encoder itself",
     notes=(
         "attention dropout: none, where the authors have 0.05 (ViT-L: 0.15)",
         "betas and final rate: not stated for the launch; those of BEiT, whose code it is",

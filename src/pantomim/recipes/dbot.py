@@ -80,6 +80,7 @@ DBOT = Family(
     small=ON_CIFAR10,
     rescale=rescale,
     bare="dbot",
+    idea="a teacher's features, in two stages: the first trains the teacher of the second",
     notes=(
         "stages: each begins with a new student and a new optimiser; the authors' keeps the bias of the patch "
         "projection and AdamW's state, as reinit reference does",

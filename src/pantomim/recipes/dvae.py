@@ -142,6 +142,7 @@ DVAE = Family(
     ),
     rescale=rescale,
     bare="dvae",
+    idea="codes from which the image is rebuilt",
     sizes=tuple(TOKENIZER_SIZES),
     default_size="small",
     trains="tokenizer",

@@ -68,6 +68,7 @@ IJEPA = Family(
     small=ON_CIFAR10,
     rescale=rescale,
     bare="ijepa",
+    idea="features of four blocks from those of one, by a moving average of the encoder itself",
     notes=(
         "lists of patches are cut to the shortest of the global batch; the authors cut within each process",
         "mixed precision is bfloat16 without a gradient scaler, which the authors' code has beside it",

@@ -83,4 +83,5 @@ MAE = Family(
         "tiny": ("not measured yet", "not measured yet"),
     },
     bare="mae",
+    idea="pixels of masked patches, from the visible ones alone",
 )

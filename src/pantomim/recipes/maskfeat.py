@@ -58,4 +58,5 @@ MASKFEAT = Family(
     },
     rescale=rescale,
     bare="maskfeat",
+    idea="histograms of gradients in masked patches, which the encoder sees as mask tokens",
 )

@@ -42,5 +42,6 @@ MILAN = Family(
     {"base": ("39 h on 8 A100 of 40 GB (the authors' README)", "85.4 fine-tuned (the paper's)")},
     rescale=rescale,
     bare="milan",
+    idea="a teacher's features of all patches, from those that its attention draws",
     notes=("mixed precision is bfloat16 here, float16 in the authors' code",),
 )

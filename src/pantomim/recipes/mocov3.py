@@ -77,4 +77,5 @@ MOCO_V3 = recipe.Family(
     small=recipe.ON_CIFAR10,
     rescale=rescale,
     bare="mocov3",
+    idea="nothing is masked: two views of an image alike, and unlike those of others",
 )

@@ -6,12 +6,12 @@ from typing import Any
 
 from pantomim import recipes
 from pantomim.config import Pretrain, leaves, to_dict
-from pantomim.core.names import did_you_mean
 from pantomim.data.dataset import Facts
 from pantomim.data.stats import Stats
 from pantomim.methods.guides import teacher_of
 from pantomim.nn.vit import ENCODER_SIZES, EncoderConfig
 from pantomim.recipes.continue_ import Continued, continued
+from pantomim.recipes.recipe import no_recipe
 
 # Two sets that have nothing in common: what a bare method has for both, it has for all.
 SETS = (
@@ -35,8 +35,9 @@ def outline(name: str) -> Outline:
     """The recipe or bare method of a name; a ValueError if there is none."""
     trains = recipes.trained_by(name)
     if trains is None:
-        known = [known for each in recipes.RECIPES_OF for known in recipes.BARE_OF[each]]
-        raise ValueError(f"There is no recipe {name}.{did_you_mean(name, known, '`pantomim recipes` lists them all.')}")
+        known = [known for each in recipes.BARE_OF.values() for known in each]
+        known += [recipe.name for each in recipes.RECIPES_OF.values() for recipe in each]
+        raise no_recipe(name, known)
     family = recipes.BARE_OF[trains].get(name)
     if family is None:
         recipe = next(recipe for recipe in recipes.RECIPES_OF[trains] if recipe.name == name)

@@ -31,11 +31,11 @@ from pantomim.methods.cae import CAEConfig
 from pantomim.methods.guides import teacher_of, with_teacher
 from pantomim.nn.resize import channels_in_words
 from pantomim.nn.vit import EncoderConfig
-from pantomim.recipes.continue_ import Continued, continued
+from pantomim.recipes.continue_ import PIXELS_COST, Continued, continued
 from pantomim.recipes.data2vec import momentum_for
 from pantomim.recipes.dvae import check_range, choose_vocabulary
 from pantomim.recipes.finetune import from_scratch
-from pantomim.recipes.recipe import BASE_WIDTH, MAX_SIDE, MICRO_SIDE, Family, Recipe, Trained
+from pantomim.recipes.recipe import BASE_WIDTH, MAX_SIDE, MICRO_SIDE, Family, Recipe, Trained, no_recipe
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.teachers.choice import MOMENTUM, TeacherConfig
 from pantomim.tokenizers.loading import PROJECTIONS
@@ -92,10 +92,15 @@ def prepare(
     if trains == "tokenizer" and name is None and config is None:
         name = "dvae" if teacher is None else "vqkd"
     family = recipes.BARE_OF[trains].get(name or "")
-    if (name is None) == (config is None):
+    if name is None and config is None:
         raise ValueError(
-            f"prepare needs either a recipe or prepare.config; got {name} and {config}. `pantomim recipes` lists "
-            f"recipes."
+            "prepare.recipe must be named, unless prepare.config is; got neither. Type `pantomim pretrain mae --data "
+            "my_photos/ --out runs/first`, say; `pantomim recipes` lists all recipes."
+        )
+    if name is not None and config is not None:
+        raise ValueError(
+            f"prepare.recipe must be left out beside prepare.config, which has its own; got {name} and {config}. "
+            f"Keep one of the two."
         )
     if size is not None and family is None:
         raise ValueError(
@@ -123,6 +128,8 @@ def prepare(
         small = family is not None and hasattr(run.method, "encoder") and run.method.encoder.width < BASE_WIDTH
         vocabulary = choose_vocabulary(prepared.num_images) if small and prepared.num_images else None
         run = _with_target(run, target, tokenizer, teacher, vocabulary)
+    if isinstance(family, Continued) and getattr(getattr(run.method, "target", None), "kind", "") == "pixels":
+        LOG.info(PIXELS_COST)
     prepared = replace(prepared, config=run)
     if trains == "tokenizer":
         if not run.data.source:
@@ -154,10 +161,7 @@ def prepare(
 def _named(name: str | None, trains: Trained) -> Recipe:
     named = {recipe.name: recipe for recipe in recipes.RECIPES_OF[trains]}
     if name not in named:
-        known = [*named, *recipes.BARE_OF[trains]]
-        raise ValueError(
-            f"There is no recipe {name}.{did_you_mean(str(name), known, '`pantomim recipes` lists them all.')}"
-        )
+        raise no_recipe(str(name), [*named, *recipes.BARE_OF[trains]])
     return named[name]
 
 

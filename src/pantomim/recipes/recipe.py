@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any, Literal
 
 from pantomim.config import DataConfig, Duration, OptimConfig, Pretrain, leaves, to_dict
+from pantomim.core.names import did_you_mean
 from pantomim.data.augment import Augment
 from pantomim.data.dataset import Facts
 from pantomim.data.stats import Stats
@@ -161,11 +162,20 @@ def nearest_size(width: int, among: Iterable[str] = ENCODER_SIZES) -> str:
 Trained = Literal["encoder", "tokenizer", "classifier", "segmenter"]
 Row = tuple[str, ...]  # what a run costs, the score to expect, both with their source; then notes
 NOT_MEASURED = "not measured by us"
+# Methods of others that are not here: whoever asks for one means none of ours with a name like it.
+OTHERS = {"dino", "dinov2", "dinov3", "ibot", "simclr", "simsiam", "byol", "swav", "msn", "mocov2", "capi", "eva"}
+OTHERS |= {"videomae", "vjepa", "mae3d"}
 ON_CIFAR10: dict[str, Row] = dict.fromkeys(CIFAR10, ("not measured yet", "not measured yet; nothing is tuned"))
 _WORDS = {
     "micro": "micro with patches of 4x4, on 10,000 images of CIFAR-10; for two CPU cores",
     "tiny": "ViT-Ti/4, on CIFAR-10's 50,000 images of 32x32, 400 epochs; for one GPU",
 }
+
+
+def no_recipe(name: str, known: Iterable[str]) -> ValueError:
+    """What a name that is not among the known ones is answered with."""
+    near = () if name.lower().partition("_")[0] in OTHERS else known
+    return ValueError(f"There is no recipe {name}.{did_you_mean(name, near, '`pantomim recipes` lists them all.')}")
 
 
 @dataclass(frozen=True)
@@ -199,6 +209,7 @@ class Family:
     small: Mapping[str, Row] = field(default_factory=dict)  # beside MAE's: same images, sizes, rates and length
     rescale: Callable[[Pretrain, Scale], Pretrain] = scale  # and what else of the method follows the scale
     bare: str | None = None  # name of the bare method; None: there is none
+    idea: str = ""  # what the bare method predicts, from what
     notes: tuple[str, ...] = ()  # as of `Recipe`, for all of them and for the bare method; so are the next two
     stages: int | None = None
     origins: Mapping[str, str] | None = None

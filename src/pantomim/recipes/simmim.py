@@ -62,4 +62,5 @@ SIMMIM = Family(
     },
     rescale=rescale,
     bare="simmim",
+    idea="pixels of coarse masked cells, which the encoder sees as mask tokens",
 )

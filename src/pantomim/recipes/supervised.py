@@ -74,6 +74,7 @@ SUPERVISED = Family(
     small=ON_CIFAR10,
     rescale=rescale,
     bare="supervised",
+    idea="nothing is masked: classes, from labels; a baseline",
     notes=(
         "repeated augmentation: none; the authors show three crops of an image, and a third of the images an epoch",
         "rate: rises from 0 and changes with every step; the authors' rises from 1e-6 and changes with every epoch",

@@ -56,6 +56,7 @@ VQKD = Family(
     {"base": (NOT_MEASURED, "97% of the codes used, with CLIP and a decoder of three blocks (TOKENIZER.md)")},
     rescale=rescale,
     bare="vqkd",
+    idea="codes from which a teacher's features are rebuilt",
     notes=("teacher: none by default; the paper's are CLIP ViT-B/16, projected, and DINO ViT-B/16",),
     trains="tokenizer",
 )

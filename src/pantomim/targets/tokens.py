@@ -82,8 +82,8 @@ class TokenTargetConfig:
         """The target for an encoder's patches and channels."""
         if not self.tokenizer:
             raise ValueError(
-                f"TokenTargetConfig.tokenizer must be given, as there is no default; got none. Name one, or take "
-                f"another target, such as pixels. {WAYS}."
+                f"TokenTargetConfig.tokenizer must be given, as there is no default; got none. Name one "
+                f"(random-projection will do for a first try), or take another target, such as pixels. {WAYS}."
             )
         vocabulary, channels = self.vocabulary or USUAL_VOCABULARY, encoder.in_chans
         sizes = {"patch_size": encoder.patch_size, "in_chans": channels, "vocabulary": vocabulary}

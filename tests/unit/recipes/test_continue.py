@@ -125,3 +125,12 @@ def test_bands_of_another_kind_share_the_sum(tmp_path):
     prepared = prepare("continue", data=str(source), init=start(tmp_path, ENCODER))
     assert "summed, repeated and rescaled: 5 channel(s) of 3" in dict(prepared.decided)["encoder"]
     assert len(prepared.config.method.encoder.mean) == 5
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "told"), [("continue", None, 1), ("continue_simmim", None, 1), ("continue_dbot", None, 0)]
+)
+def test_what_pixels_cost_is_told_beforehand(name, target, told, source, tmp_path, caplog):
+    with caplog.at_level("INFO", "pantomim"):
+        prepare(name, data=source, init=start(tmp_path, ENCODER), target=target)
+    assert caplog.text.count("begin with continue_dbot") == told

@@ -124,7 +124,7 @@ def test_what_does_not_go_together(tmp_path) -> None:
         prepare_tokenizer("dvae_micro_cifar10", data="mnist", size="small")
     with pytest.raises(ValueError, match=r"prepare\.teacher must be left out .* got them for dvae, a run of dvae"):
         prepare_tokenizer("dvae", data="mnist", teacher="random")
-    with pytest.raises(ValueError, match=r"either a recipe or prepare\.config"):
+    with pytest.raises(ValueError, match=r"prepare\.recipe must be left out beside prepare\.config"):
         prepare_tokenizer("dvae", data="mnist", config=tmp_path)
 
 

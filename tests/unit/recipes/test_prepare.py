@@ -66,7 +66,7 @@ def test_a_teacher_of_the_methods_own(teacher, depth) -> None:
         ("mae_vit_bse_in1k", {}, r"Did you mean mae_vit_base_in1k\?"),
         ("mae_vit_base_in1k", {"size": "tiny"}, r"prepare\.size goes with a bare method"),
         ("mae", {}, r"prepare\.data must be given for the bare method mae"),
-        (None, {}, r"either a recipe or prepare\.config"),
+        (None, {}, r"prepare\.recipe must be named, unless prepare\.config is"),
         (
             "mae_micro_cifar10",
             {"target": "pixels", "teacher": "ema"},
