@@ -157,6 +157,10 @@ def test_going_on_from_a_run_takes_its_sizes(job: tuple[Path, Path], tmp_path: P
         (["inspect", "neighbours", "timm:x", "runs/phots"], "ENCODERS must be a run folder, a file or timm:NAME; got"),
         (["features", "--encoder", "runs/phots", "--data", "x", "--out", "x.npz"], "Did you mean runs/photos?"),
         (["finetune", "x", "--encoder", "phots", "--out", "new"], "error: --encoder must be a run folder, a file or"),
+        (
+            ["predict", "runs/phots", "x", "--out", "x.csv"],
+            "safetensors; got runs/phots, which does not exist. Did",
+        ),
         (["compare", "runs/phots"], "RUNS must be a run folder; got runs/phots, which does not exist. Did you"),
     ],
 )

@@ -46,7 +46,7 @@ def completion(shell: Positional[Literal["bash", "zsh", "fish"]]) -> None:
 def _words(name: str) -> list[str]:
     """The options in the help of a command, and the names that it takes with theirs."""
     listed = _shown(name, [])
-    if name in ("pretrain", "explain"):
+    if name in ("pretrain", "explain", "recipes"):
         from pantomim.recipes import BARE_METHODS, RECIPES
 
         return [*BARE_METHODS, *(recipe.name for recipe in RECIPES), *_shown(name, ["mae"])]

@@ -20,6 +20,7 @@ from pantomim.config import Pretrain, from_yaml, to_dict
 from pantomim.core.files import check_out, replace_file
 from pantomim.core.frozen import frozen
 from pantomim.core.machine import Device
+from pantomim.core.names import check_there
 from pantomim.core.ranges import AtLeastOne, Positive
 from pantomim.data.dataset import Contents, Dataset
 from pantomim.data.layout import part_names
@@ -93,14 +94,14 @@ def find_head(run: str | Path, kinds: Sequence[str] = (CLASSIFIER,)) -> tuple[Pa
     for kind in kinds:
         if kind in named and (folder / f"{kind}.json").is_file():
             return folder, kind
+    field = f"{kinds[0].capitalize()}.run"
+    rule = f"the folder of a fine-tuned run, or its {' or '.join(f'{kind}.safetensors' for kind in kinds)}"
+    check_there(field, path, rule)
     there = ["another name"] if path.suffix == ".safetensors" else []
     there += [f"a {kind}" for kind in MAKERS if (folder / f"{kind}.json").is_file()]
     there += ["an encoder alone"] if (folder / "encoder.json").is_file() else ["none"]
-    raise ValueError(
-        f"{kinds[0].capitalize()}.run must be the folder of a fine-tuned run, or its "
-        f"{' or '.join(f'{kind}.safetensors' for kind in kinds)}; got {run}, which has {there[0]}. "
-        f"{' '.join(MAKERS[kind] for kind in kinds)}"
-    )
+    makers = " ".join(MAKERS[kind] for kind in kinds)
+    raise ValueError(f"{field} must be {rule}; got {run}, which has {there[0]}. {makers}")
 
 
 @frozen

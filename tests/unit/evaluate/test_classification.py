@@ -225,7 +225,7 @@ def test_an_encoder_alone_is_no_classifier(tmp_path, run, data):
     (tmp_path / "pre" / "encoder.json").write_text("{}")
     with pytest.raises(ValueError, match=r"which has an encoder alone\. `pantomim finetune` makes a classifier"):
         Classification(str(tmp_path / "pre"), data).to_file()
-    with pytest.raises(ValueError, match="which has none"):
+    with pytest.raises(ValueError, match="which does not exist"):
         Classification(str(tmp_path / "nowhere"), data).to_file()
 
 
