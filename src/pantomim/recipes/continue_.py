@@ -6,6 +6,7 @@ with their blocks frozen or adapted by LoRA in ExPLoRA (Khanna et al. 2024, arXi
 `optim.lora` are for that, and off here.
 """
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -79,7 +80,8 @@ def continued(run: Pretrain, init: str, num_images: int) -> Pretrain:
 
 
 CONTINUED = tuple(
-    Continued(**vars(family) | {"bare": name, "others": (), "small": {}, "stages": None, "least": 4})
+    Continued(**vars(family) | {"title": title, "bare": name, "others": (), "small": {}, "stages": None, "least": 4})
     for family in (MAE, COLOR_MAE[0], BEIT, CAE, DBOT, SIMMIM, DATA2VEC, CMT_MAE)
     for name in ("continue" if family is MAE else f"continue_{family.bare}",)
+    for title in (re.split(",| in ", family.title)[0],)  # without its stages or its variant
 )

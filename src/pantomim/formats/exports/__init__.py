@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 
 from pantomim.core.files import new_folder
-from pantomim.core.names import one_of
+from pantomim.core.names import check_there, one_of
 from pantomim.formats.exports.card import CARD, check_name, upload, write_card
 from pantomim.formats.exports.destination import Destination, largest_difference, quiet
 from pantomim.formats.exports.network import Outputs, images_to_try, open_network
@@ -71,6 +71,7 @@ def export(
     from pantomim.formats import load_encoder
 
     place = one_of("export.to", to, {place.name: place for place in DESTINATIONS})
+    check_there("export.run", run)
     if out is None and not Path(run).is_dir():
         raise ValueError(f"export.out must be given for a network outside a run folder; got {run}. Name a folder.")
     if push is not None:
