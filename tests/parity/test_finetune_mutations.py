@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from golden_items import edited, failing, mutations, outcome
+from golden_items import edited, failing, mutations
 
 from pantomim.parity import finetuning
 
@@ -34,10 +34,6 @@ def over_all_classes(logits, subset, labels):
 def test_one_thing_wrong(monkeypatch, item, owner, name, wrong):
     monkeypatch.setattr(owner, name, wrong)
     failing(item)
-
-
-def test_as_it_is():
-    assert outcome(ITEM).status == "PASS"
 
 
 @pytest.mark.parametrize("severities", [1, 3])

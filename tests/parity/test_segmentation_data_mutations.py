@@ -28,7 +28,6 @@ def ignored_too(mask, ignore, right=mask_crops.class_counts):
     green_for_blue=(COLOURS, distortion, "to_rgb", lambda image, right=distortion.to_rgb: right(image)[[0, 2, 1]]),
 )
 def test_mutation_is_found(item, owner, name, wrong, monkeypatch):
-    assert outcome(item).status == "PASS"
     monkeypatch.setattr(owner, name, wrong)
     failing(outcome(item))
 

@@ -27,9 +27,8 @@ def _one_draw(request, monkeypatch):
         monkeypatch.setattr(beit, "initialisation", lambda *_: {})
 
 
-@pytest.mark.parametrize("name", [CLIP, DALLE, HOG, "maskfeat_hog_a", SIMMIM])
-def test_as_it_is(name):
-    assert outcome(name).status == "PASS"
+def test_as_it_is():
+    assert outcome(SIMMIM).status == "PASS"
 
 
 def tower(**changes):

@@ -5,10 +5,13 @@ import random
 
 import pytest
 import torch
-from golden_items import edited, failing, outcome, with_config
+from golden_items import edited, failing, outcome, path_of, with_config
 
+from pantomim.config import Duration
 from pantomim.methods.beit import BEiT
-from pantomim.parity import trajectory
+from pantomim.methods.mae import MAEConfig
+from pantomim.parity import mae, masks, milan, trajectory
+from pantomim.parity.item import read_item
 
 
 def without(*parts):
@@ -43,13 +46,7 @@ def test_a_run_in_micro_batches_is_the_same_run_where_all_images_weigh_the_same(
     ("name", "changes"),
     [
         ("mae", {"norm_pix_loss": False}),
-        ("mae", {"clip_grad": 0.1}),
-        ("mae", {"warmup_epochs": 0}),
-        ("mae", {"min_lr": 1e-4}),
-        ("mae", {"weight_decay": 0.1}),
-        ("mae", {"betas": [0.9, 0.999]}),
         ("mae", {"eps": 1e-7}),
-        ("dbot", {"clip_grad": None}),
         ("dbot", {"init_teacher_encoder_depth": 0}),
         ("dbot", {"tlayernorm": 1}),
         ("dbot", {"norm_feature_loss": False}),
@@ -77,6 +74,18 @@ def test_every_setting_of_a_run_counts(tmp_path, name, changes):
     result = with_config(tmp_path, f"trajectory_{name}_a", **changes)
     assert result.status == "FAIL"
     assert result.compared > 100, result.worst  # numbers differ; an exception is no finding
+
+
+def test_settings_of_the_optimiser_are_the_items():
+    """One of them shows above that a run with another is found."""
+    item = read_item(path_of("trajectory_mae_a"))
+    item.spec["config"] |= {"clip_grad": 0.1, "warmup_epochs": 3, "min_lr": 1e-4, "weight_decay": 0.1}
+    item.spec["config"] |= {"betas": [0.9, 0.999], "eps": 1e-7, "lr": 0.02}
+    optim = trajectory.run_config(item, MAEConfig(), Duration(steps=30)).optim
+    assert (optim.clip_norm, optim.warmup, optim.min_lr, optim.weight_decay) == (0.1, Duration(epochs=3), 1e-4, 0.1)
+    assert (optim.betas, optim.eps, optim.base_lr) == ((0.9, 0.999), 1e-7, 0.02 * 256 / 4)
+    item.spec["config"]["clip_grad"] = None
+    assert trajectory.run_config(item, MAEConfig(), Duration(steps=30)).optim.clip_norm is None
 
 
 @pytest.mark.slow
@@ -182,20 +191,23 @@ def another_name(spec, tensors):
     ("name", "edit"),
     [
         ("maskfeat_hog_b", inner_columns),
-        pytest.param("block_mask_stats", fewer_statistics, marks=pytest.mark.slow),
+        ("block_mask_stats", fewer_statistics),
         ("mae_finetune_a", one_pooling),
         ("mae_pretrain_b", another_name),
-        pytest.param("mae_pretrain_b", without("out/pred", "out/loss_raw"), marks=pytest.mark.slow),
+        ("mae_pretrain_b", without("out/pred", "out/loss_raw")),
         ("colormae_masking", without("in/bank", "out/extracted")),
         ("mae_positions", lambda spec, tensors: (spec["config"].pop("tables"), without("out/table_")(spec, tensors))),
         ("attmask", lambda s, t: (without("hint")(s, t), s["numbers"].pop("hint"), s["config"].pop("hint"))),
-        pytest.param("milan_sampling", lambda spec, tensors: spec.pop("numbers"), marks=pytest.mark.slow),
+        ("milan_sampling", lambda spec, tensors: spec.pop("numbers")),
         ("dalle_a", lambda spec, tensors: spec.pop("full_size_keys")),
         ("dalle_a", without("mapped_values", "in/values")),
         ("clip_visual_a", without("other_size")),
     ],
 )
-def test_what_an_item_does_not_ask_for_is_not_missed(tmp_path, name, edit):
+def test_what_an_item_does_not_ask_for_is_not_missed(tmp_path, monkeypatch, name, edit):
+    monkeypatch.setattr(mae, "initialisation", lambda *_: {})  # it takes most of the time, as many draws do
+    monkeypatch.setattr(masks, "DRAWS", 5000)
+    monkeypatch.setattr(milan, "DRAWS", 2000)
     result = edited(tmp_path, name, edit)
     assert result.status == "PASS", result.worst
 
