@@ -76,6 +76,9 @@ def not_yet(names: set[str], all_names: Any, reason: str) -> list[Any]:
     return [pytest.param(name, marks=mark) if name in names else name for name in all_names]
 
 
+counting = pytest.mark.xdist_group("counted")  # one process counts each step, once
+
+
 @dataclass
 class Step:
     """What was counted in a step of a ViT-B."""
@@ -147,6 +150,7 @@ def training_of(method: Method, batch_size: int = IMAGES, precision: Any = "bflo
     return Training(Pretrain("counted", batch_size=batch_size, runtime=runtime), method, 100, 0, Accelerator(cpu=True))
 
 
+@counting
 @pytest.mark.parametrize("name", AT_MOST)
 def test_no_more_products_than_the_mathematics_asks(name: str) -> None:
     found, formula = counted(name).flops, benchmark("flops").METHODS[name.partition(",")[0]]
@@ -154,11 +158,13 @@ def test_no_more_products_than_the_mathematics_asks(name: str) -> None:
     assert 0.97 <= found / formula().flops <= 1  # the bounds of the GPU pages are of this count
 
 
+@counting
 @pytest.mark.parametrize("name", AT_MOST)
 def test_backward_keeps_no_more_than_it_needs(name: str) -> None:
     assert counted(name).kept_bytes / 1e6 <= AT_MOST[name][1]
 
 
+@counting
 @pytest.mark.parametrize(
     "name",
     not_yet({"beit"}, METHODS, "a CPU has no fused attention with a learned bias, unlike a GPU"),
@@ -167,6 +173,7 @@ def test_no_product_in_float32_where_the_run_computes_in_half_precision(name: st
     assert counted(name).float32_flops == 0
 
 
+@counting
 @pytest.mark.parametrize("name", ["dbot", "cmt_mae"])
 def test_teachers_compute_as_the_run_does(name: str) -> None:
     found = counted(name)

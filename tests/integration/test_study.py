@@ -29,6 +29,8 @@ from pantomim.study.page import write_tables
 from pantomim.study.run import cell_folder, read_record, result_paths, run_study, state
 from pantomim.study.table import findings, make_table
 
+pytestmark = pytest.mark.xdist_group("study")  # one process makes what many look at
+
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -18,7 +18,7 @@ from pantomim.study.cells import Study
 from pantomim.study.page import write_tables
 from pantomim.study.run import cell_folder, is_finished, run_study, state
 
-pytestmark = pytest.mark.slow  # six arms of four methods are trained
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("study_of_methods")]  # six arms of four methods, trained once
 
 TOKENS = {"target": {"tokenizer": "{run:tokenizer}"}}
 SIZES = {"width": 4, "code_width": 4, "vocabulary": 8}
