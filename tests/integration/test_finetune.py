@@ -212,14 +212,13 @@ def test_it_learns_eight_images_by_heart(tmp_path):
 
 
 def test_from_the_command_line(source, tmp_path, capsys):
-    start, out = encoder_at(tmp_path), tmp_path / "run"
-    command = ["finetune", str(source), "--encoder", start, "--steps", "6", "--batch-size", "8"]
+    command = ["finetune", str(source), "--encoder", encoder_at(tmp_path), "--steps", "6", "--batch-size", "8"]
     command += ["--runtime.tracker", "none", "--runtime.device", "cpu"]
-    main([*command, "--out", str(out)])
+    out = tmp_path / "scratch"
+    main([*command, "--scratch", "--out", str(out)])
     said = capsys.readouterr().out
     assert f"Classifier: {out / 'classifier.safetensors'}" in said
     assert f"pantomim predict {out} new_photos/ --out {out / 'predictions.csv'}\n" in said
-    main([*command, "--scratch", "--out", str(tmp_path / "scratch")])
     assert "init: null" in (tmp_path / "scratch" / "config.yaml").read_text()
     assert "layer_decay: 1.0" in (tmp_path / "scratch" / "config.yaml").read_text()
     with pytest.raises(SystemExit):

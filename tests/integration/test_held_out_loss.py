@@ -22,7 +22,7 @@ from pantomim.engine.validation import Judge, judged_by
 from pantomim.methods.mae import MAE
 from pantomim.report.page import make_report
 
-KINDS = ("mae", "beit, ema", "cae, ema", "dbot, ema", "cmt_mae", "ijepa", "mocov3", "dvae", "vqkd")
+KINDS = ("mae", "beit, ema", "cae, ema", "cmt_mae", "ijepa", "mocov3", "dvae", "vqkd")
 FIGURES = {"held_out_loss", "held_out_rankme", "held_out_std"}
 
 

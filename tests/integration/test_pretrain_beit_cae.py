@@ -11,7 +11,6 @@ from tiny import BEIT_ENCODER, CAE_ENCODER, tiny_images, tiny_run
 
 from pantomim.analysis.runs import load_run
 from pantomim.cli import main
-from pantomim.config import Duration, to_yaml, with_duration
 from pantomim.core.batch import Batch
 from pantomim.engine.initial import start_from
 from pantomim.engine.pretrain import pretrain
@@ -26,7 +25,6 @@ from pantomim.methods.cae import CAEConfig
 from pantomim.nn.decoder import LatentDecoderConfig
 from pantomim.nn.dvae import DVAENetworks, DVAESizes
 from pantomim.nn.regressor import RegressorConfig
-from pantomim.recipes import prepare
 from pantomim.targets.pixels import PixelTargetConfig
 from pantomim.targets.tokens import TokenTargetConfig
 
@@ -151,39 +149,12 @@ def test_a_tokenizer_lies_in_no_checkpoint_and_must_stay_the_same(tmp_path, monk
     assert "learned beside another target.tokenizer" in start_from(str(tmp_path / "run"), config.method.build())
 
 
-def test_warm_up_reaches_its_peak_one_step_earlier(tmp_path):
-    source = tiny_images(tmp_path / "images.npz")
-    rates = {}
-    for schedule in ("mae", "beit"):
-        pretrain(run(source, "beit", steps=4, optim={"schedule": schedule}), tmp_path / schedule)
-        rates[schedule] = [row["lr"] for row in read_metrics(tmp_path / schedule / "metrics.jsonl")]
-    peak = 0.02 * 16 / 256
-    assert rates["mae"][:3] == pytest.approx([0, peak / 2, peak])
-    assert rates["beit"][:3] == pytest.approx([0, peak, peak])
-    assert rates["mae"][2:] == rates["beit"][2:]
-
-
 def test_no_tokenizer_no_run(tmp_path):
     source = tiny_images(tmp_path / "images.npz")
     config = run(source, "beit")
     config = replace(config, method=replace(config.method, target=TokenTargetConfig()))
     with pytest.raises(ValueError, match=r"tokenizer must be given.*pantomim tokenizer train"):
         pretrain(config, tmp_path / "run")
-
-
-@pytest.mark.slow
-def test_a_bare_method_continues_from_a_run(tmp_path):
-    source = tiny_images(tmp_path / "images.npz")
-    pretrain(run(source, "cae", steps=3), tmp_path / "first")
-    options = {"data": str(source), "init": str(tmp_path / "first"), "tokenizer": "random-projection"}
-    prepared = prepare("cae", steps=40, **options)
-    assert prepared.config.method.encoder == METHODS["cae"].encoder
-    runtime = replace(prepared.config.runtime, tracker="none", device="cpu", threads=1)
-    small = replace(with_duration(prepared.config, Duration(steps=40)), runtime=runtime, batch_size=16)
-    (tmp_path / "config.yaml").write_text(to_yaml(small))
-    assert prepare(None, config=tmp_path / "config.yaml").config == small
-    pretrain(small, tmp_path / "second")
-    assert (tmp_path / "second" / "predictor.json").is_file()
 
 
 @pytest.mark.parametrize("kind", METHODS)

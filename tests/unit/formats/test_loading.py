@@ -1,6 +1,4 @@
 import json
-import subprocess
-import sys
 from dataclasses import replace
 
 import pytest
@@ -86,11 +84,6 @@ def test_timm_with_a_file(tmp_path):
 def test_a_missing_path_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"encoder must be a run folder.*nowhere, which does not exist"):
         load_encoder(tmp_path / "nowhere")
-
-
-def test_importing_pantomim_is_light():
-    code = "import sys, pantomim; assert not {'torch', 'timm'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_pantomim_has_nothing_else():
