@@ -6,7 +6,7 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
-from typing import get_args, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ from pantomim.analysis import ANALYSES
 from pantomim.cli import COMMANDS, main
 from pantomim.cli.command_line import CommandLine
 from pantomim.cli.run_options import read_run
-from pantomim.config import Pretrain, from_yaml
+from pantomim.config import Pretrain, from_dict, to_dict
 from pantomim.data.libraries import mnist
 from pantomim.data.transforms import Crop
 from pantomim.engine.record import read_metrics
@@ -286,14 +286,19 @@ def test_another_unit_of_a_duration_replaces_the_recipes(capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("kind", get_args(get_type_hints(Crop)["kind"]))
 @pytest.mark.parametrize("command", ["explain mae", "pretrain mae", "tokenizer train dvae", "explain finetune_mae"])
-def test_every_kind_of_crop_can_be_given(command: str, kind: str, tmp_path: Path) -> None:
+def test_every_kind_of_crop_can_be_given(
+    command: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read(*given: Any, **more: Any) -> None:
+        found.append(planned(*given, **more).config)
+        raise SystemExit
+
+    planned, found = verbs.planned, list[Pretrain]()
+    monkeypatch.setattr(verbs, "planned", read)
     source = tiny_images(tmp_path / "tiny.npz", side=32)
-    words = [*command.split(), "--data", str(source), "--data.crop.kind", kind, "--size", "micro"]
-    if command.startswith("explain"):
-        main(words)
-        return
-    main([*words, "--steps", "0", "--out", str(tmp_path / "run"), "--batch-size", "16", *QUIET])
-    assert from_yaml(Pretrain, tmp_path / "run" / "config.yaml").data.crop.kind == kind
+    with pytest.raises(SystemExit):
+        main([*command.split(), "--data", str(source), "--data.crop.kind", kind, "--size", "micro"])
+    assert from_dict(Pretrain, to_dict(found[0]), "test").data.crop.kind == kind
 
 
 def write_sources(folder: Path) -> dict[str, Path]:
@@ -324,8 +329,9 @@ def test_the_main_job_takes_every_kind_of_data(source: str, channels: int, tmp_p
     about = json.loads((tmp_path / "run" / "encoder.json").read_text())
     assert about["encoder"]["in_chans"] == channels
     assert about["scale"]["divisor"] == (255 if channels == 3 else 10_000)
-    main(["report", str(tmp_path / "run")])
-    assert "data:image/png" in (tmp_path / "run" / "report.html").read_text()
+    if source == "first":
+        main(["report", str(tmp_path / "run")])
+        assert "data:image/png" in (tmp_path / "run" / "report.html").read_text()
 
 
 def test_a_system_without_the_calls_of_unix(tmp_path: Path) -> None:

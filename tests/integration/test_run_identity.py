@@ -22,6 +22,7 @@ from tiny import tiny_images, tiny_run
 from pantomim.checkpoint import find_checkpoint
 from pantomim.cli import main
 from pantomim.config import DataConfig, Duration, MaskConfig, Pretrain
+from pantomim.data.sources import place
 from pantomim.engine.folder import RunFolder
 from pantomim.engine.pretrain import pretrain
 from pantomim.engine.record import read_metrics
@@ -181,9 +182,10 @@ def test_masks_belong_to_the_images(tmp_path: Path) -> None:
         run.keep_images(open_images(config), str(data), ())
 
 
-@pytest.mark.parametrize("spelling", ["./photos/", "../copy/photos", "{here}/photos", "photos/../photos"])
-def test_the_same_data_by_another_name_are_the_same(here: Path, spelling: str) -> None:
-    assert pretrain(config_of(spelling.format(here=here)), here / "run").steps == STEPS
+def test_the_same_data_by_another_name_are_the_same(here: Path) -> None:
+    names = ["photos", "./photos/", "../copy/photos", f"{here}/photos", "photos/../photos"]
+    assert {place(name) for name in names} == {str(here / "photos")}
+    assert pretrain(config_of("../copy/photos/"), here / "run").steps == STEPS
     assert weights(here / "run") == weights(here / "whole")
 
 
@@ -358,7 +360,7 @@ def _umask() -> int:
 def test_damage_is_told_or_does_not_matter(stopped: Path, tmp_path: Path, name: str) -> None:
     """A byte is another one, or the file ends there: the same weights as ever, or one message."""
     rng = np.random.default_rng(len(name))
-    for number in range(3):
+    for number in range(2):
         run = shutil.copytree(stopped / ("whole" if name == "finished.json" else "run"), tmp_path / str(number))
         data = bytearray((run / name).read_bytes())
         place = rng.integers(len(data))

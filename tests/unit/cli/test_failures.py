@@ -60,10 +60,13 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize(
-    ("number", "remedy"),
-    [(errno.ENOSPC, "Make room"), (errno.EACCES, "Get the permission"), (errno.EIO, "Check the disk")],
+    ("command", "number", "remedy"),
+    [
+        *((command, errno.ENOSPC, "Make room") for command in COMMANDS),
+        ("noise", errno.EACCES, "Get the permission"),
+        ("noise", errno.EIO, "Check the disk"),
+    ],
 )
-@pytest.mark.parametrize("command", COMMANDS)
 def test_a_file_that_cannot_be_written_is_named(made, tmp_path, capsys, monkeypatch, command, number, remedy):
     line, file = COMMANDS[command]
     monkeypatch.setenv("PANTOMIM_CACHE", str(made / "cache"))

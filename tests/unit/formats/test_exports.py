@@ -125,8 +125,13 @@ def test_a_classifier_is_the_librarys_own(name, to, tmp_path):
         assert named == ["a", "b", "c"]
 
 
-@pytest.mark.parametrize("to", ["exported_program", pytest.param("onnx", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("kind", ["encoder", "classifier", "segmenter"])
+@pytest.mark.parametrize(
+    ("kind", "to"),
+    [
+        *((kind, "exported_program") for kind in ("encoder", "classifier", "segmenter")),
+        *(pytest.param(kind, "onnx", marks=pytest.mark.slow) for kind in ("encoder", "segmenter")),
+    ],
+)
 def test_every_network_has_a_graph(kind, to, tmp_path):
     config = BEIT_ENCODER if kind == "encoder" else ROPE
     check(network_of(kind, config), to, "whose batch is free", tmp_path)

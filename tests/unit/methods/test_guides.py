@@ -103,11 +103,9 @@ def test_the_mean_query_where_there_is_no_class_token():
     assert torch.isfinite(method(batch(), draw(method, batch()))["loss"])
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", CONFIGS)
-def test_explain_counts_the_guide_and_says_that_it_sees_everything(kind):
-    config = Pretrain("tiny", method=CONFIGS[kind])
-    plain = replace(config, method=replace(CONFIGS[kind], masker=RandomMasker(ratio=0.5), guide=GuideConfig()))
+def test_explain_counts_the_guide_and_says_that_it_sees_everything():
+    config = Pretrain("tiny", method=CONFIGS["mae"])
+    plain = replace(config, method=replace(CONFIGS["mae"], masker=RandomMasker(ratio=0.5), guide=GuideConfig()))
     guided, alone = (count_cost(each, torch.float32) for each in (config, plain))
     assert alone.draw_flops == 0
     assert guided.flops == alone.flops

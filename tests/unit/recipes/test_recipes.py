@@ -18,6 +18,8 @@ from pantomim.teachers.choice import TeacherConfig
 BY_NAME = {recipe.name: recipe for recipes in RECIPES_OF.values() for recipe in recipes}
 SMALL = ["mae", *(f"colormae_{color}" for color in COLORS), "beit", "cae", "dbot", "cmt_mae", "mocov3", "supervised"]
 
+OTHER_COLORS = tuple(f"colormae_{color}_" for color in COLORS[1:])  # networks and masker are those of the first
+
 
 def build(name: str) -> Any:
     return BY_NAME[name].config
@@ -35,7 +37,11 @@ def test_every_recipe_is_named_and_reads_back(recipe) -> None:
         assert recipe.paper == config
 
 
-@pytest.mark.parametrize("recipe", RECIPES, ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize(
+    "recipe",
+    [recipe for recipe in RECIPES if not recipe.name.startswith(OTHER_COLORS)],
+    ids=lambda recipe: recipe.name,
+)
 def test_every_recipe_builds_its_method(recipe) -> None:
     method: Any = recipe.config.method
     target = getattr(method, "target", None)
