@@ -278,7 +278,7 @@ def test_explain_says_what_the_data_decided(capsys: pytest.CaptureFixture[str], 
 
 
 def test_another_unit_of_a_duration_replaces_the_recipes(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["explain", "mae_vit_base_in1k", "--optim.warmup.steps", "7", "--duration.steps=90"])
+    main(["explain", "mae_micro_cifar10", "--optim.warmup.steps", "7", "--duration.steps=90"])
     said = capsys.readouterr().out.split("Training")[1].split("Differences")[0]
     assert re.search(r"warmup +{steps: 7, epochs: null}", said)
     assert re.search(r"duration +90 steps", said)

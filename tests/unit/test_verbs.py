@@ -67,7 +67,7 @@ def test_a_task_from_an_encoder_to_predictions(job: tuple[Path, verbs.Run], tmp_
 
 
 def test_an_explanation_is_a_page() -> None:
-    found = pantomim.explain("mae_vit_base_in1k", settings={"optim.base_lr": 1e-3})
+    found = pantomim.explain("mae_micro_cifar10", settings={"optim.base_lr": 1e-3})
     assert re.search(r"base_lr +0\.001", str(found))
     assert ("Cost", dict(found.sections)["Cost"]) in found.sections
 
