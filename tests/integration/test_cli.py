@@ -114,7 +114,7 @@ def test_going_on_from_a_run_takes_its_sizes(job: tuple[Path, Path], tmp_path: P
         (["pretrain", "mae_tiny_cifar1"], "Did you mean mae_tiny_cifar10?"),
         (["pretrain", "dino", "--data", "x"], "error: There is no recipe dino. `pantomim recipes` lists them all."),
         (["recipes", "mae_vit_bse_in1k"], "Did you mean mae_vit_base_in1k?"),
-        (["pretrain"], "RECIPE must be named, unless --config is; got neither. Type `pantomim pretrain mae --data my_"),
+        (["pretrain"], "RECIPE must be named, unless --config is; got neither. Name one, such as mae"),
         (["pretrain", "mae", "--config", "a.yaml"], "RECIPE must be left out beside --config, which has its own; got"),
         (
             ["pretrain", "beit", "--data", "tiny.npz", "--size", "micro", "--out", "new"],

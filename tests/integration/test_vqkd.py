@@ -91,7 +91,7 @@ def test_mistakes(tmp_path, capsys):
     source = tiny_images(tmp_path / "tiny.npz")
     given = ["--data", str(source), "--out", str(tmp_path / "run"), *QUIET, "--steps", "2"]
     for words, expected in (
-        (["vqkd", *given], "TeacherConfig.source must be given"),
+        (["vqkd", *given], "--teacher must be given"),
         (["dvae", "--teacher", "random", *given], "--teacher must be left out for a method without that part"),
         (["vqkd", "--size", "paper", "--teacher", "random", *given], "--size must be one of micro"),
         (

@@ -94,8 +94,8 @@ def prepare(
     family = recipes.BARE_OF[trains].get(name or "")
     if name is None and config is None:
         raise ValueError(
-            "prepare.recipe must be named, unless prepare.config is; got neither. Type `pantomim pretrain mae --data "
-            "my_photos/ --out runs/first`, say; `pantomim recipes` lists all recipes."
+            "prepare.recipe must be named, unless prepare.config is; got neither. Name one, such as mae: `pantomim "
+            "recipes` lists all."
         )
     if name is not None and config is not None:
         raise ValueError(

@@ -30,7 +30,7 @@ def test_names_are_moved_apart_in_order_and_no_more_than_needed():
     assert spread([1.0] * 10, 16, 0, 100)[-1] == 144.0  # no room: below the chart rather than one upon another
 
 
-@pytest.mark.parametrize("size", SIZES.values())
+@pytest.mark.parametrize("size", SIZES)
 def test_every_line_is_drawn_inside_the_chart_and_named(size):
     spectra = [("<red>", "#d00000", np.array([15.0, 1.0, 0.0])), ("flat", "#888888", np.ones(3))]
     text = spectrum_chart(spectra, 4, size)
