@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Iterable
-from statistics import NormalDist
 
 CONFIDENCE = 0.95
 
@@ -20,5 +19,7 @@ def half_interval(parts: Iterable[tuple[float, float]]) -> float:
 
 def half_of_share(share: float, count: int) -> float:
     """Half of Wilson's 95 % interval of a share of so many images."""
-    z = NormalDist().inv_cdf((1 + CONFIDENCE) / 2)
-    return z * math.sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2) / (1 + z**2 / count)
+    from scipy.stats import binomtest
+
+    low, high = binomtest(round(share * count), count).proportion_ci(CONFIDENCE, "wilson")
+    return float(high - low) / 2
